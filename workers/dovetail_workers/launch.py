@@ -1,0 +1,35 @@
+"""What the control plane hands to a worker: one attempt of one job on one device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """`spec` is the resolved JSON of the job. `resume_from` lists storage prefixes whose checkpoints may serve, best first."""
+
+    job_id: str
+    job_name: str
+    attempt: int
+    spec: dict[str, Any]
+    node: str
+    device: str
+    device_bytes: int
+    storage_uri: str
+    resume_from: tuple[str, ...] = ()
+
+    @property
+    def attempt_id(self) -> str:
+        """`<job>.<attempt>`: the fencing token of everything this attempt writes and runs."""
+        return f"{self.job_id}.{self.attempt}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Launch:
+        known = {field.name for field in fields(cls)}
+        given = {key: item for key, item in value.items() if key in known}
+        return cls(**{**given, "resume_from": tuple(given.get("resume_from", ()))})
