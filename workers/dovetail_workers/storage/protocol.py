@@ -1,7 +1,7 @@
 """The storage interface: only what an object store has. No append, no rename, no directories.
 
 Keys are `/`-separated relative paths (`jobs/ab12/checkpoints/…`). Every write is a whole object and is atomic: a reader sees the
-old object, the new one, or none. `tests/workers/storage_contract.py` holds what each implementation must pass.
+old object, the new one, or none. `tests/helpers/storage_contract.py` holds what each implementation must pass.
 """
 
 from __future__ import annotations
