@@ -1,0 +1,52 @@
+"""The training process of a family: `python -m dovetail_workers.rank SUPERVISOR_PID LAUNCH.json`, started by the supervisor.
+
+Exit code 0 for a run to its end, 143 for one that was asked to stop, 2 for what the user wrote and must mend, 1 for a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from dovetail_jobs.errors import DovetailError
+from dovetail_workers import process_tree, reports
+from dovetail_workers.launch import Launch
+from dovetail_workers.reports import Refused, Report
+
+STOPPED = 128 + signal.SIGTERM
+
+
+def main() -> int:
+    process_tree.die_with_parent(int(sys.argv[1]))
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    launch = Launch.from_json(json.loads(Path(sys.argv[2]).read_text()))
+    pipe = os.open(os.environ["DOVETAIL_REPORTS"], os.O_WRONLY)
+
+    def report(item: Report) -> None:
+        os.write(pipe, reports.to_line(item))
+
+    try:
+        # torch comes in here, after the signal handler stands: a stop during the import is answered too
+        from dovetail_workers.storage.open import open_storage
+        from dovetail_workers.train import train
+
+        outcome = train(launch, open_storage(launch.storage_uri), report, stop.is_set)
+    except DovetailError as error:
+        print(f"error: {error}", file=sys.stderr)
+        report(Refused(message=str(error)))
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        report(Refused(message=f"the training process failed: {type(error).__name__}: {error}"))
+        return 1
+    return 0 if outcome == "succeeded" else STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
