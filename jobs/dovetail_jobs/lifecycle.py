@@ -298,7 +298,7 @@ def _stopped(facts: JobFacts, event: AttemptReleased) -> Change:
 
 
 def _stops_anyway(facts: JobFacts, event: ProgramFailed | WorkerLost | LaunchFailed) -> Change:
-    """However it ended after it was told to stop, the stop is the cause; its release ends the job."""
+    """However it ended: the stop is the cause, and only the release ends the job."""
     state = State.FAILED if facts.reason is Reason.TIME_LIMIT else State.CANCELLED
     return Change(
         state=facts.state,
