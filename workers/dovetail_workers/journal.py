@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -63,9 +63,16 @@ class JournalWriter:
         if not entries:
             return
         self._segments += 1
-        key = keys.journal_segment(self._job_id, self._attempt, self._segments)
-        self._storage.create(key, b"".join(_line(entry) for entry in entries))
+        write_segment(self._storage, self._job_id, self._attempt, self._segments, entries)
         self._on_written()
+
+
+def write_segment(
+    storage: Storage, job_id: str, attempt: int, number: int, entries: Sequence[Entry]
+) -> None:
+    """Create segment `number` (from 1); raises KeyExists when another writer of this attempt did."""
+    key = keys.journal_segment(job_id, attempt, number)
+    storage.create(key, b"".join(_line(entry) for entry in entries))
 
 
 def read_segments(

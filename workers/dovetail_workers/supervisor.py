@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from dovetail_workers.reports import CheckpointFolder, CheckpointSaved, Ended, R
 from dovetail_workers.storage.open import open_storage
 
 SCRIPT_CHECKPOINTS_KEPT = 2
+OWN_WORDS = "dovetail:"  # begins the lines of a log that we wrote, not the program
 
 
 class Supervisor:
@@ -56,6 +58,10 @@ class Supervisor:
             ended = self._run_in(scratch)
         except UserError as error:
             ended = Ended(outcome="failed", exit_code=None, message=str(error))
+        except Exception as error:
+            traceback.print_exc()
+            cause = f"the worker failed: {type(error).__name__}: {error}"
+            ended = Ended(outcome="lost", exit_code=None, message=cause)
         finally:
             process_tree.kill_descendants()
             shutil.rmtree(scratch, ignore_errors=True)
@@ -95,7 +101,7 @@ class Supervisor:
         inbox = ReportInbox(
             scratch / "reports",
             accept=self._accept,
-            complain=lambda text: log.write(f"dovetail: {text}\n".encode()),
+            complain=lambda text: log.write(f"{OWN_WORDS} {text}\n".encode()),
         )
         try:
             exit_code = self._train(scratch, environment, log, resumed)
@@ -195,7 +201,7 @@ class Supervisor:
         what = f"exited with code {exit_code}"
         if exit_code < 0:
             what = f"ended by signal {signal.Signals(-exit_code).name}"
-        lines = tail.strip().splitlines()
+        lines = [line for line in tail.splitlines() if line.strip() and not line.startswith(OWN_WORDS)]
         last = f"; its last line: {lines[-1].strip()[:300]}" if lines else ""
         kind = "script" if self._launch.spec.get("script") else "training process"
         return Ended(outcome="failed", exit_code=exit_code, message=f"the {kind} {what}{last}")

@@ -138,6 +138,7 @@ def _start(token_file: Path, log: Path, resources: dict[str, float]) -> Head:
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         **environment(token_file),
         SESSION_VARIABLE: session,
+        "RAY_worker_niceness": "0",  # Ray would run workers at nice 15
         "RAY_memory_monitor_refresh_ms": "0",  # memory is ours to plan; Ray would kill by a rule of its own
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
