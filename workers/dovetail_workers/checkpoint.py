@@ -47,7 +47,7 @@ class Checkpoint:
 
     @property
     def bytes(self) -> int:
-        return self.manifest.bytes
+        return sum(part.bytes for part in self.manifest.parts.values())
 
 
 def save(
@@ -159,10 +159,8 @@ def _verified(storage: Storage, prefix: str) -> Checkpoint:
         manifest = Manifest.model_validate_json(storage.get(prefix + _MANIFEST))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"])
-        raise CheckpointDamaged(
-            f"{_MANIFEST}: {place} {first['msg']}".replace(":  ", ": ")
-        ) from None
+        place = "".join(f"{step} " for step in first["loc"])
+        raise CheckpointDamaged(f"{_MANIFEST}: {place}{first['msg']}") from None
     for name, part in manifest.parts.items():
         for _ in _chunks(storage, prefix, name, part):
             pass

@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-FORMAT = 1
-
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True)
@@ -25,17 +23,12 @@ class Part(_Model):
 class Manifest(_Model):
     """`parts` maps the name of a part, which may hold slashes, to what it must be."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     step: Annotated[int, Field(ge=0)]
     phase: str
     created_at: AwareDatetime
     versions: dict[str, str]
     parts: dict[str, Part]
-
-    @property
-    def bytes(self) -> int:
-        """Of all parts together, in bytes."""
-        return sum(part.bytes for part in self.parts.values())
 
     def to_json(self) -> bytes:
         return self.model_dump_json(indent=1).encode()
@@ -47,7 +40,7 @@ def of_parts(step: int, phase: str, parts: dict[str, Part]) -> Manifest:
         step=step,
         phase=phase,
         created_at=datetime.now(UTC),
-        # From the installed metadata: a supervisor saves checkpoints of scripts and never imports torch.
+        # From the metadata: a supervisor saves checkpoints of scripts and never imports torch.
         versions={name: metadata.version(name) for name in ("dovetail", "torch")},
         parts=parts,
     )
