@@ -8,7 +8,8 @@ DovetailError                 exit code 1
 ├── Unreachable               5   the server or the cluster does not answer
 └── Conflict                  6   the request does not fit the present state
 
-A message says place, value, rule and way out. All of them cross process boundaries, so all of them pickle.
+A message says place, value, rule and way out. All of them cross process boundaries, so all of
+them pickle.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ class Conflict(DovetailError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a spec: `key` is dotted (`train.steps`), `value` as written, `rule` says what holds and the way out."""
+    """One thing wrong with a spec: `key` is dotted (`train.steps`), `value` as written.
+
+    `rule` says what holds and the way out.
+    """
 
     key: str
     rule: str

@@ -1,6 +1,7 @@
-"""What a job is: the typed, frozen form of its YAML (DESIGN §3). Bytes are `int`, durations are seconds.
+"""What a job is: the typed, frozen form of its YAML (DESIGN §3). Bytes are `int`, times seconds.
 
-This file knows no file, no place and no device; `load.py` turns text into a `JobSpec` and errors into file:line.
+This file knows no file, no place and no device; `load.py` turns text into a `JobSpec` and errors
+into file:line.
 """
 
 from __future__ import annotations
@@ -8,39 +9,75 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from dovetail_jobs.units import parse_bytes, parse_seconds
 
-_SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "examples": ["4GiB"]}]}
-_TIME_SCHEMA = {"anyOf": [{"type": "number"}, {"type": "string", "examples": ["2h", "30m"]}]}
+NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+ENV_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+SECRET_PATTERN = r"^(env|file):.+$"
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(json_schema_extra=_SIZE_SCHEMA)]
-Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(json_schema_extra=_TIME_SCHEMA)]
+_SIZE_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "examples": ["4GiB"]}]
+}
+_TIME_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "examples": ["2h"]}]
+}
+_BUDGET_SCHEMA: dict[str, Any] = {**_SIZE_SCHEMA, "examples": ["auto", "4GiB", "60%"]}
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), WithJsonSchema(_SIZE_SCHEMA)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), WithJsonSchema(_TIME_SCHEMA)]
 
 
 def _budget(value: int | str) -> int | str:
     if isinstance(value, str) and re.fullmatch(r"\d{1,3}(\.\d+)?%", value.strip()):
         percent = float(value.strip()[:-1])
         if not 0 < percent <= 100:
-            raise ValueError("a percentage of the forecast peak lies above 0 and at most at 100")
+            raise ValueError("must be above 0% and at most 100% of the forecast peak")
         return value.strip()
-    return value if value == "auto" else parse_bytes(value)
+    if value == "auto":
+        return value
+    try:
+        return parse_bytes(value)
+    except ValueError:
+        raise ValueError("must be auto, a size such as 4GiB or a percentage such as 60%") from None
 
 
-Budget = Annotated[
-    int | str, BeforeValidator(_budget), Field(json_schema_extra={"examples": ["auto", "4GiB", "60%"]})
-]
+Budget = Annotated[int | str, BeforeValidator(_budget), WithJsonSchema(_BUDGET_SCHEMA)]
 Name = Annotated[
     str,
     Field(
-        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$",
+        pattern=NAME_PATTERN,
         max_length=63,
         description="letters, digits, '.', '_' and '-', at most 63",
     ),
 ]
-EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EnvName = Annotated[str, Field(pattern=ENV_PATTERN)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+def _whole(value: object) -> object:
+    """Literal alone takes `true` and `1.0` for 1."""
+    if type(value) is not int:
+        raise ValueError("must be a whole number")
+    return value
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _refused(key: str, rule: str) -> PydanticCustomError:
+    """A rule over several keys; `key` (dotted) is the one whose place is shown."""
+    return PydanticCustomError("rule", "{rule}", {"key": key, "rule": rule})
 
 
 class _Model(BaseModel):
@@ -52,12 +89,12 @@ class Optimizer(_Model):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
 
 
 class Schedule(_Model):
-    """The learning rate over the run, as a factor on `optimizer.lr`; a linear warm-up from 0 comes first."""
+    """The learning rate over the run, a factor on `optimizer.lr`, after a linear warm-up from 0."""
 
     name: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -91,8 +128,10 @@ class Train(_Model):
 
     @model_validator(mode="after")
     def _length(self) -> Self:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of train.steps and train.epochs")
+        if self.steps is None and self.epochs is None:
+            raise _refused("train", "needs a length; give train.steps or train.epochs")
+        if self.steps is not None and self.epochs is not None:
+            raise _refused("train.epochs", "excludes train.steps; give exactly one of them")
         return self
 
 
@@ -117,7 +156,7 @@ class Offload(_Model):
 
 class Sharding(_Model):
     engine: Literal["deepspeed"] = "deepspeed"
-    stage: Literal[0, 1, 2, 3] = 3
+    stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_whole)] = 3
     offload: Offload = Offload()
 
 
@@ -130,23 +169,26 @@ class Search(_Model):
 
 
 class Retry(_Model):
-    """`max` counts losses (worker, node or Ray gone); a program's own failure is final unless `on` says so."""
+    """`max` counts losses (worker, node or Ray gone).
+
+    A program's own failure is final unless `on` says so.
+    """
 
     max: Annotated[int, Field(ge=0)] = 3
     on: tuple[Literal["failure"], ...] = ()
 
 
 class JobSpec(_Model):
-    version: Literal[1] = 1
+    version: Annotated[Literal[1], BeforeValidator(_whole)] = 1
     name: Name
     project: Name = "default"
     labels: dict[str, str] = {}
-    family: str | None = None
-    script: str | None = None
+    family: Annotated[str, Field(min_length=1)] | None = None
+    script: Annotated[str, Field(min_length=1)] | None = None
     params: dict[str, JsonValue] = {}
     workdir: str | None = None
     env: dict[EnvName, str] = {}
-    secrets: dict[EnvName, Annotated[str, Field(pattern=r"^(env|file):.+$")]] = {}
+    secrets: dict[EnvName, Annotated[str, Field(pattern=SECRET_PATTERN)]] = {}
     setup: None = Field(default=None, description="reserved")
     train: Train | None = None
     resources: Resources = Resources()
@@ -159,16 +201,20 @@ class JobSpec(_Model):
 
     @model_validator(mode="after")
     def _program(self) -> Self:
-        if (self.family is None) == (self.script is None):
-            raise ValueError("give exactly one of family and script")
+        if self.family is None and self.script is None:
+            raise _refused("", "needs a program; give family or script")
+        if self.family is not None and self.script is not None:
+            raise _refused("script", "excludes family; give exactly one of them")
         if self.family is not None and self.train is None:
-            raise ValueError("a family needs train with steps or epochs")
+            raise _refused("family", "needs train; add train: {steps: 100} or train: {epochs: 10}")
         if self.script is not None and self.train is not None:
-            raise ValueError("train belongs to a family; a script trains by itself")
+            raise _refused("train", "belongs to a family; a script trains by itself, remove train")
         if self.script is not None and self.params:
-            raise ValueError("params belong to a family; give a script its options in the command")
+            raise _refused(
+                "params", "belongs to a family; give a script its options in its command"
+            )
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """The resolved spec as plain JSON values: every default filled in, `JobSpec.model_validate` reads it back."""
+        """Plain JSON values, every default filled in; `JobSpec.model_validate` reads it back."""
         return self.model_dump(mode="json", by_alias=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 _BYTES = {
     "": 1, "b": 1,
@@ -14,33 +15,31 @@ _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(min|[smhd])\s*")
 
 
-def parse_bytes(value: int | str) -> int:
+def parse_bytes(value: object) -> int:
     """`"4GiB"`, `"500 MB"`, `"1048576"` or an int, as bytes; ValueError with the rule otherwise."""
-    if isinstance(value, bool):
-        raise ValueError("expected a size such as 4GiB")
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
-            raise ValueError("a size cannot be negative")
+            raise ValueError("must not be negative")
         return value
-    match = _QUANTITY.fullmatch(value)
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     if match is None or match[2].lower() not in _BYTES:
-        raise ValueError("expected a size such as 4GiB, 500MB or plain bytes")
-    return int(float(match[1]) * _BYTES[match[2].lower()])
+        raise ValueError("must be a size such as 4GiB, 500MB or plain bytes")
+    return int(Decimal(match[1]) * _BYTES[match[2].lower()])
 
 
-def parse_seconds(value: float | str) -> float:
+def parse_seconds(value: object) -> float:
     """`"2h"`, `"1h 30m"`, `"45s"` or a number of seconds; ValueError with the rule otherwise."""
-    if isinstance(value, bool):
-        raise ValueError("expected a duration such as 2h")
-    if isinstance(value, int | float):
-        if value <= 0:
-            raise ValueError("a duration must be positive")
-        return float(value)
-    text = value.strip()
-    parts = _DURATION.findall(text)
-    if not parts or _DURATION.sub("", text):
-        raise ValueError("expected a duration such as 2h, 30m, 45s or 1h30m")
-    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value) if abs(value) < 1e300 else float("inf")
+    else:
+        text = value.strip() if isinstance(value, str) else ""
+        parts = _DURATION.findall(text)
+        if not parts or _DURATION.sub("", text):
+            raise ValueError("must be a duration such as 2h, 30m, 45s or 1h30m")
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if not 0 < seconds < float("inf"):
+        raise ValueError("must be longer than 0 s and finite")
+    return seconds
 
 
 def format_bytes(count: int) -> str:
