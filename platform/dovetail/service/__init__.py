@@ -1,0 +1,1 @@
+"""Use cases of the control plane, and the contract in which they answer."""

@@ -1,0 +1,401 @@
+"""What the platform says about jobs, in JSON: a contract (docs/job-json.md).
+
+Fields may be added, never renamed or removed.
+
+Bytes and seconds are plain numbers, times are RFC 3339 in UTC, and what is not known is null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict
+
+from dovetail_jobs.lifecycle import State
+from dovetail_jobs.spec import JobSpec
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)
+
+
+Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class ProgressView(_View):
+    """Where the run is; all null until the first report."""
+
+    phase: str | None = None
+    """Which part of the training: `train` for families of one phase."""
+    step: int | None = None
+    """Optimizer steps done."""
+    steps: int | None = None
+    """Optimizer steps of this phase; null when the program does not know."""
+    steps_per_s: float | None = None
+    """Speed over the last seconds."""
+    samples_per_s: float | None = None
+    """Speed over the last seconds, in samples of the global batch."""
+    eta_s: float | None = None
+    """Seconds until the last step at this speed."""
+
+
+class RankView(_View):
+    """One training process of an attempt."""
+
+    rank: int
+    """0 to the number of devices minus one."""
+    pid: int | None = None
+    """Its process id on its node."""
+    node: str | None = None
+    """The node's name."""
+    device: str | None = None
+    """`cpu:0`, `cuda:1`, …"""
+    exit_code: int | None = None
+    """As a shell counts it: negative for a signal."""
+
+
+class AttemptView(_View):
+    """One try to run the job on a device. A loss or a granted retry begins the next one."""
+
+    number: int
+    """1 for the first."""
+    state: str
+    """Where the attempt is in its own life."""
+    reason: str | None = None
+    """Why it is there, one word."""
+    pid: int | None = None
+    """The training process of rank 0."""
+    node: str | None = None
+    """The node's name."""
+    device: str | None = None
+    """The device of rank 0."""
+    exit_code: int | None = None
+    """Of rank 0, as a shell counts it: negative for a signal."""
+    started_at: Time | None = None
+    """When its training process began."""
+    ended_at: Time | None = None
+    """When it was over."""
+    resumed_from_step: int | None = None
+    """The step of the checkpoint it began from; null from the beginning."""
+    ranks: tuple[RankView, ...] = ()
+    """Every process, by rank."""
+
+
+class CheckpointView(_View):
+    """A complete checkpoint."""
+
+    step: int
+    """Optimizer steps it holds."""
+    uri: str
+    """The folder or object prefix it lies under."""
+    bytes: int
+    """Of all its parts."""
+
+
+class MemoryView(_View):
+    """Device memory; each null until known."""
+
+    forecast_bytes: int | None = None
+    """The peak foreseen before the run."""
+    peak_bytes: int | None = None
+    """The highest use so far, over `base_bytes`."""
+    budget_bytes: int | None = None
+    """What the job was given to live in."""
+    base_bytes: int | None = None
+    """The bare process with its libraries, before the model."""
+
+
+class FilesView(_View):
+    """Where the job's files lie; null before there are any."""
+
+    log: str | None = None
+    """What the newest attempt printed, in numbered segments."""
+    curves: str | None = None
+    """TensorBoard event files."""
+
+
+class JobView(_View):
+    """A job, whole."""
+
+    id: str
+    """Short, unique and permanent."""
+    name: str
+    """As its spec says; several jobs may share it."""
+    project: str
+    """As its spec says."""
+    user: str
+    """Who submitted it."""
+    labels: dict[str, str]
+    """As its spec says."""
+    parent: str | None
+    """The id of the search it belongs to."""
+    state: State
+    """Where it is in its life; SUCCEEDED, FAILED and CANCELLED are final."""
+    reason: str | None
+    """Why it is in this state, one word."""
+    message: str
+    """The same as one sentence for a person."""
+    priority: int
+    """0 to 100; higher goes first."""
+    created_at: Time
+    """When its submission was acknowledged."""
+    started_at: Time | None
+    """When its first attempt began to run."""
+    ended_at: Time | None
+    """When it reached its final state."""
+    spec: dict[str, Any]
+    """Resolved: every default filled in. A valid input for another submission."""
+    progress: ProgressView
+    """Where the run is."""
+    metrics: dict[str, float]
+    """The last value of each metric; only what the workload's functions returned, deterministic."""
+    attempts: tuple[AttemptView, ...]
+    """In order; the last one is the present one."""
+    checkpoints: tuple[CheckpointView, ...]
+    """Complete and kept, oldest first."""
+    memory: MemoryView
+    """Device memory foreseen and used."""
+    files: FilesView = FilesView()
+    """Where its log and curves lie."""
+    origin: str | None = None
+    """The id of the job that this one retries."""
+
+
+class EventView(_View):
+    """One line of a job's story."""
+
+    id: int
+    """Grows with time; ask for what came `after` it."""
+    at: Time
+    """When."""
+    attempt: int | None = None
+    """The attempt it concerns."""
+    kind: str
+    """What happened."""
+    state: str
+    """The job's state after it."""
+    reason: str | None = None
+    """The job's reason after it."""
+    message: str
+    """One sentence."""
+
+
+class MetricPointView(_View):
+    """One value of a curve. A resumed attempt supersedes the later points of earlier ones."""
+
+    metric: str
+    """Its name."""
+    phase: str = "train"
+    """The phase it belongs to."""
+    step: int
+    """Optimizer steps done."""
+    attempt: int
+    """Who measured it."""
+    value: float
+    """The value, in every digit."""
+
+
+class LogChunk(_View):
+    """A stretch of what an attempt printed."""
+
+    attempt: int | None
+    """Whose log; null while the job has no attempt."""
+    offset: int
+    """Bytes before `data`."""
+    next_offset: int
+    """Where to go on reading."""
+    data: str
+    """Whole characters; bytes that are no UTF-8 appear as U+FFFD."""
+    complete: bool
+    """Nothing will follow: the attempt is over and this is its end."""
+
+
+class PlacementView(_View):
+    """Where a job would run."""
+
+    node: str
+    """The node's name."""
+    device: str
+    """`cpu:0`, `cuda:1`, …"""
+
+
+class PlanView(_View):
+    """What a submission would do now; nothing is kept."""
+
+    spec: dict[str, Any]
+    """Resolved."""
+    placement: PlacementView | None
+    """Null when it would wait, or can never run here."""
+    reason: str
+    """Why, one word."""
+    message: str
+    """Why, one sentence."""
+
+
+class ServerOptions(_View):
+    """What the server was told at its start; null where it chose."""
+
+    cpu_devices: int | None = None
+    """CPU devices of a machine without a GPU."""
+    device_memory_bytes: int | None = None
+    """Of one CPU device."""
+    port: int | None = None
+    """The port it was told to listen on."""
+    ray_address: str | None = None
+    """The Ray it joined instead of starting one."""
+
+
+class ServerStatus(_View):
+    """The process that answers."""
+
+    pid: int
+    """Its process id."""
+    url: str
+    """Where it listens."""
+    version: str
+    """Of Dovetail."""
+    uptime_s: float
+    """Since its start."""
+    home: str | None = None
+    """Its state folder."""
+    options: ServerOptions = ServerOptions()
+    """What it was told at its start."""
+
+
+class RayStatus(_View):
+    """The cluster below."""
+
+    state: Literal["starting", "up", "lost"]
+    """`lost`: jobs wait until it is back."""
+    address: str | None = None
+    """Of its head."""
+    dashboard_url: str | None = None
+    """Ray's own dashboard."""
+    message: str | None = None
+    """What is wrong, while it is not up."""
+
+
+class DeviceStatus(_View):
+    """A device."""
+
+    name: str
+    """`cpu:0`, `cuda:1`, …"""
+    bytes: int
+    """What jobs may use of it."""
+    job: str | None = None
+    """The id of the job that holds it."""
+
+
+class NodeStatus(_View):
+    """A machine of the cluster."""
+
+    id: str
+    """Ray's id."""
+    name: str
+    """What a person calls it."""
+    cpus: float
+    """Logical."""
+    devices: tuple[DeviceStatus, ...]
+    """Of this node, in order."""
+
+
+class ClusterStatus(_View):
+    """The platform at a glance."""
+
+    server: ServerStatus
+    """The process that answers."""
+    ray: RayStatus
+    """The cluster below."""
+    nodes: tuple[NodeStatus, ...]
+    """Empty until the cluster is up."""
+    counts: dict[str, int]
+    """How many jobs are in each state; states without jobs are left out."""
+
+
+class ProblemView(_View):
+    """One thing wrong with a spec."""
+
+    key: str
+    """Dotted: `train.steps`."""
+    rule: str
+    """What holds, and the way out."""
+    value: str | None = None
+    """As written."""
+    file: str | None = None
+    """Where it was written, if in a file."""
+    line: int | None = None
+    """Where in the file."""
+
+
+class ProblemDetails(_View):
+    """Every refusal and failure, as `application/problem+json` (RFC 9457)."""
+
+    type: str
+    """A URN that names the kind."""
+    title: str
+    """The kind, in words."""
+    status: int
+    """The HTTP status."""
+    detail: str
+    """The sentence for the user."""
+    code: str
+    """The kind, for programs."""
+    problems: tuple[ProblemView, ...] = ()
+    """For `bad_spec`: all that is wrong."""
+
+
+class Service(Protocol):
+    """The use cases, as the API calls them from its threads. All raise the DovetailError tree.
+
+    `ref` is a job's id, a unique beginning of it, or a name (the newest job of that name).
+    """
+
+    def submit(self, spec: JobSpec, key: str | None, user: str) -> tuple[JobView, bool]:
+        """Acknowledge a job. True if it is new, False if `key` had submitted it before."""
+
+    def plan(self, spec: JobSpec) -> PlanView:
+        """Resolve the spec and say where it would run now."""
+
+    def job(self, ref: str) -> JobView:
+        """One job; NotFound names near ones."""
+
+    def jobs(
+        self, states: Sequence[State] | None, project: str | None, limit: int | None
+    ) -> list[JobView]:
+        """Newest first; None asks for all."""
+
+    def cancel(self, ref: str) -> JobView:
+        """Stop a job without a checkpoint; a job that is over stays as it is."""
+
+    def retry(self, ref: str, from_scratch: bool) -> JobView:
+        """A new job of the same spec that resumes from the newest checkpoint.
+
+        Conflict unless the job is FAILED or CANCELLED.
+        """
+
+    def events(self, ref: str, after: int) -> list[EventView]:
+        """The job's story after event number `after`."""
+
+    def metrics(self, ref: str, metric: str | None) -> list[MetricPointView]:
+        """The effective curves, by metric and step."""
+
+    def logs(self, ref: str, attempt: int | None, offset: int, limit_bytes: int) -> LogChunk:
+        """At most `limit_bytes` of a log from byte `offset`; None is the newest attempt."""
+
+    def status(self) -> ClusterStatus:
+        """Server, cluster, devices and counts."""
+
+    def change_number(self) -> int:
+        """Grows whenever a job, a log or the cluster changes."""
+
+    def wait_change(self, after: int, timeout_s: float) -> int:
+        """Block until the change number is above `after` or the time is over; the number then."""
+
+    def shutdown(self, stop_ray: bool) -> None:
+        """Begin to end the server (it answers first), with the Ray that it started if asked."""
