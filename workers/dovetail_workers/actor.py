@@ -33,7 +33,9 @@ class AttemptWorker:
         return f"{self._launch.job_id} {self._launch.job_name}"
 
     def run(self) -> str:
-        """Run the attempt to its end and say how it ended."""
+        """Run the attempt to its end and say how it ended. Once only: a bridge that is not sure asks again."""
+        if self._over:
+            return "over"
         try:
             return self._supervisor.run().outcome
         finally:

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from pathlib import Path
 
 from dovetail_jobs.errors import DovetailError
@@ -41,10 +40,6 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         report(Refused(message=str(error)))
         return error.exit_code
-    except Exception as error:
-        traceback.print_exc()
-        report(Refused(message=f"the training process failed: {type(error).__name__}: {error}"))
-        return 1
     return 0 if outcome == "succeeded" else STOPPED
 
 

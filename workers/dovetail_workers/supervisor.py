@@ -57,6 +57,7 @@ class Supervisor:
         try:
             ended = self._run_in(scratch)
         except UserError as error:
+            self._journal.append(Refused(message=str(error)))
             ended = Ended(outcome="failed", exit_code=None, message=str(error))
         except Exception as error:
             traceback.print_exc()
@@ -156,7 +157,6 @@ class Supervisor:
             return
         if isinstance(report, Refused):
             self._refusal = report.message
-            return
         self._journal.append(report)
 
     def _store_folder(self, report: CheckpointFolder) -> None:

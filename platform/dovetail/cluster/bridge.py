@@ -153,6 +153,7 @@ class Bridge:
             worker = AttemptWorker.options(
                 name=actor_name(launch),
                 lifetime="detached",
+                get_if_exists=True,  # an earlier bridge may have made it just before it died
                 num_cpus=command["cpus"],
                 num_gpus=0,
                 resources={f"device:{launch.device}": 1.0} if self._owns_nodes else None,

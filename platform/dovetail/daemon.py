@@ -1,0 +1,358 @@
+"""The one loop of the control plane: load → decide → apply → act.
+
+It listens to the cluster's events and reads the attempts' journals, lets the scheduler decide on a frozen picture, writes each decision
+guarded by the job's version, and then asks the cluster for whatever the store says is still due. What is due follows from the store alone,
+so a daemon that died in between, or lost a command, asks again.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from dovetail.cluster.protocol import (
+    Cluster,
+    ClusterEvent,
+    ClusterLost,
+    ClusterUp,
+    Deliver,
+    LaunchFailed,
+    NodesSeen,
+    Released,
+    WorkerGone,
+    Woken,
+)
+from dovetail.scheduler.cycle import schedule
+from dovetail.scheduler.decisions import Start
+from dovetail.scheduler.policies import Policy
+from dovetail.service import picture
+from dovetail.service.changes import Changes
+from dovetail.service.cluster_state import ClusterState
+from dovetail.store.records import AttemptRecord, JobRecord
+from dovetail.store.store import Store
+from dovetail_jobs import lifecycle
+from dovetail_jobs.lifecycle import State
+from dovetail_workers import keys, reports
+from dovetail_workers.journal import read_segments
+from dovetail_workers.launch import Launch
+from dovetail_workers.reports import Report
+from dovetail_workers.storage.protocol import Storage, StorageError
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0  # without any news
+READ_ALL_EVERY_S = 2.0  # journals are read when their writer wakes us, and all of them this often
+GRACE_S = 2.0  # between a stop's request and its kill
+APPLY_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Nudge:
+    """Somebody changed the store: look at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the loop."""
+
+
+Message = ClusterEvent | Nudge | Stop
+
+
+class Daemon:
+    """`step` is one turn of the loop; `start` runs it in a thread of its own. `clock` is UTC."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        storage: Storage,
+        storage_uri: str,
+        state: ClusterState,
+        changes: Changes,
+        policy: Policy,
+        cluster: Callable[[Deliver], Cluster],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store, self._storage, self._storage_uri = store, storage, storage_uri
+        self._state, self._changes, self._policy = state, changes, policy
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.cluster = cluster(self._inbox.put)
+        self._thread = threading.Thread(target=self._run, name="daemon", daemon=True)
+        self._asked_to_launch: set[str] = set()
+        self._asked_to_release: set[str] = set()
+        self._to_read: set[str] = set()
+        self._read_all_at_s = 0.0
+
+    def start(self) -> None:
+        self.cluster.start()
+        self._thread.start()
+
+    def nudge(self) -> None:
+        self._inbox.put(Nudge())
+
+    def stop(self, *, stop_cluster: bool) -> None:
+        """End the loop, then let go of the cluster, or end it with everything in it."""
+        self._inbox.put(Stop())
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+        if stop_cluster:
+            self.cluster.stop()
+        else:
+            self.cluster.close()
+
+    def _run(self) -> None:
+        while True:
+            messages = list(self._collect(TICK_S))
+            if any(isinstance(message, Stop) for message in messages):
+                return
+            try:
+                self.step(messages)
+            except Exception:  # the outermost loop: whatever it is, the next turn begins afresh
+                log.exception("turn failed")
+
+    def _collect(self, timeout_s: float) -> Iterator[Message]:
+        """All messages that are here; waits for the first."""
+        try:
+            yield self._inbox.get(timeout=timeout_s)
+            while True:
+                yield self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def pending(self) -> list[Message]:
+        """What has arrived by now, for callers that turn the loop themselves."""
+        return list(self._collect(0))
+
+    def step(self, messages: list[Message]) -> None:
+        """One turn: news, journals, time limits, decisions, commands."""
+        for message in messages:
+            self._absorb(message)
+        self._read_journals()
+        active = self._store.active()
+        self._limit_time(active)
+        self._schedule(active)
+        self._act()
+
+    # News ---------------------------------------------------------------------------------------
+
+    def _absorb(self, message: Message) -> None:
+        match message:
+            case ClusterUp():
+                log.info("cluster up address=%s live=%s", message.address, list(message.live))
+                self._state.up(message.address, message.dashboard_url)
+                self._meet(set(message.live))
+            case ClusterLost():
+                log.warning("cluster lost cause=%s", message.cause)
+                self._state.lost(message.cause)
+            case NodesSeen():
+                self._state.nodes(message.nodes)
+            case Woken():
+                self._to_read.add(message.attempt_id)
+            case WorkerGone():
+                self._lost(message.attempt_id, message.cause)
+            case LaunchFailed():
+                job_id, number = _parse(message.attempt_id)
+                self._happened(job_id, lifecycle.LaunchFailed(attempt=number, cause=message.cause))
+            case Released():
+                self._released(message)
+            case _:
+                return
+        self._changes.bump()
+
+    def _meet(self, live: set[str]) -> None:
+        """A cluster is here, with these attempts in it: what is due is asked anew, who is missing is lost."""
+        self._asked_to_launch, self._asked_to_release = live, set()
+        for job in self._store.active():
+            for attempt in job.unreleased:
+                missing = attempt.ended_at is None and attempt.attempt_id not in live
+                if missing and not self._never_began(attempt):
+                    self._lost(attempt.attempt_id, "its worker was gone when the cluster was back")
+
+    def _never_began(self, attempt: AttemptRecord) -> bool:
+        """Placed, but its worker has not said a word: it can be launched without being lost first."""
+        first = read_segments(self._storage, attempt.job_id, attempt.number, 1)
+        return attempt.state is State.STARTING and next(first, None) is None
+
+    def _lost(self, attempt_id: str, cause: str) -> None:
+        """The worker is gone. Its journal has the first word: an end in it is the end."""
+        job_id, number = _parse(attempt_id)
+        job = self._read_journal(job_id, number)
+        attempt = next((item for item in job.attempts if item.number == number), None)
+        if attempt is not None and attempt.ended_at is None:
+            self._happened(job_id, lifecycle.WorkerLost(attempt=number, cause=cause))
+
+    def _released(self, message: Released) -> None:
+        job_id, number = _parse(message.attempt_id)
+        if message.killed:
+            log.info("release attempt=%s killed=%s", message.attempt_id, message.killed)
+        job = self._read_journal(job_id, number)
+        newest = job.newest_attempt
+        if newest is not None and newest.number == number and newest.released_at is None:
+            self._happened(job_id, lifecycle.AttemptReleased(attempt=number))
+        else:
+            self._store.mark_released(job_id, number, self._clock())
+        self._asked_to_release.discard(message.attempt_id)
+
+    # Journals -----------------------------------------------------------------------------------
+
+    def _read_journals(self) -> None:
+        attempts, self._to_read = self._to_read, set()
+        if time.monotonic() >= self._read_all_at_s:
+            self._read_all_at_s = time.monotonic() + READ_ALL_EVERY_S
+            active = self._store.active()
+            attempts |= {item.attempt_id for job in active for item in job.unreleased}
+        for attempt_id in sorted(attempts):
+            try:
+                self._read_journal(*_parse(attempt_id))
+            except StorageError as error:
+                log.warning("journal attempt=%s unreadable: %s", attempt_id, error)
+
+    def _read_journal(self, job_id: str, number: int) -> JobRecord:
+        """Take over what the attempt has written since; the job then."""
+        job = self._store.job(job_id)
+        attempt = next((item for item in job.attempts if item.number == number), None)
+        if attempt is None or attempt.ended_at is not None:
+            return job
+        refused = attempt.refusal is not None
+        for segment, entries in read_segments(self._storage, job_id, number, attempt.cursor + 1):
+            said = [entry.report for entry in entries]
+            refused = refused or any(isinstance(report, reports.Refused) for report in said)
+            recorded = self._store.record(
+                job_id,
+                number,
+                cursor_from=segment - 1,
+                cursor_to=segment,
+                reports=said,
+                events=[event for report in said for event in _meaning(report, number, refused)],
+                now=self._clock(),
+            )
+            if recorded is None:
+                return self._store.job(job_id)
+            job = recorded
+            self._changes.bump()
+        return job
+
+    # Decisions ----------------------------------------------------------------------------------
+
+    def _limit_time(self, active: list[JobRecord]) -> None:
+        for job in active:
+            limit_s: float | None = job.spec.get("max_duration")
+            if job.state is State.RUNNING and limit_s is not None and job.started_at is not None:
+                if self._clock() >= job.started_at + timedelta(seconds=limit_s):
+                    self._happened(job.id, lifecycle.TimeLimitReached(limit_s=limit_s))
+
+    def _schedule(self, active: list[JobRecord]) -> None:
+        view = picture.cluster_view(self._state.facts.nodes, active)
+        jobs = {job.id: job for job in active}
+        for decision in schedule(view, self._policy, self._clock()):
+            job = jobs[decision.job_id]
+            if not isinstance(decision, Start):
+                waits = (decision.reason, decision.message)
+                if self._store.set_waiting(job.id, job.version, *waits, self._clock()):
+                    self._changes.bump()
+                continue
+            number = len(job.attempts) + 1
+            placed = lifecycle.Placed(attempt=number, node=decision.node, device=decision.device)
+            changed = self._store.apply(
+                job.id,
+                job.version,
+                placed,
+                self._clock(),
+                node_id=decision.node_id,
+                cpus=job.spec["resources"]["cpus"],
+            )
+            if changed is not None:
+                log.info(
+                    "start job=%s attempt=%s node=%s device=%s: %s",
+                    job.id, number, decision.node, decision.device, decision.reason,
+                )  # fmt: skip
+                self._changes.bump()
+
+    def _happened(self, job_id: str, event: lifecycle.Event) -> None:
+        """Apply an event that is a fact, whatever version the job has by now."""
+        for _ in range(APPLY_TRIES):
+            job = self._store.job(job_id)
+            if self._store.apply(job_id, job.version, event, self._clock()) is not None:
+                self._changes.bump()
+                return
+        log.info("dropped as stale job=%s event=%s", job_id, event)
+
+    # Commands -----------------------------------------------------------------------------------
+
+    def _act(self) -> None:
+        """Ask for what is due and was not asked for since the cluster came up."""
+        if self._state.facts.state != "up":
+            return
+        for job in self._store.active():
+            for attempt in job.unreleased:
+                if attempt.ended_at is not None or job.state is State.STOPPING:
+                    self._release(attempt)
+                elif attempt.state is State.STARTING:
+                    self._launch(job, attempt)
+
+    def _launch(self, job: JobRecord, attempt: AttemptRecord) -> None:
+        if attempt.attempt_id in self._asked_to_launch:
+            return
+        nodes = {node.id: node for node in self._state.facts.nodes or ()}
+        node = nodes.get(attempt.node_id)
+        if node is None:
+            self._happened(
+                job.id,
+                lifecycle.LaunchFailed(
+                    attempt=attempt.number, cause=f"node {attempt.node} is no longer there"
+                ),
+            )
+            return
+        self._asked_to_launch.add(attempt.attempt_id)
+        (device,) = (item for item in node.devices if item.name == attempt.device)
+        origin = (keys.checkpoints_prefix(job.origin_job),) if job.origin_job else ()
+        launch = Launch(
+            job_id=job.id,
+            job_name=job.name,
+            attempt=attempt.number,
+            spec=job.spec,
+            node=attempt.node,
+            device=attempt.device,
+            device_bytes=device.bytes,
+            storage_uri=self._storage_uri,
+            resume_from=(keys.checkpoints_prefix(job.id), *origin),
+        )
+        self.cluster.launch(launch, attempt.node_id, attempt.cpus)
+
+    def _release(self, attempt: AttemptRecord) -> None:
+        if attempt.attempt_id not in self._asked_to_release:
+            self._asked_to_release.add(attempt.attempt_id)
+            self._store.mark_stop_requested(attempt.job_id, attempt.number, self._clock())
+            self.cluster.release(attempt.attempt_id, GRACE_S)
+
+
+def _parse(attempt_id: str) -> tuple[str, int]:
+    job_id, _, number = attempt_id.partition(".")
+    return job_id, int(number)
+
+
+def _meaning(report: Report, attempt: int, refused: bool) -> Iterator[lifecycle.Event]:
+    """What a report means for the job's life; most mean nothing."""
+    match report:
+        case reports.Started():
+            yield lifecycle.AttemptStarted(attempt=attempt)
+        case reports.Ended(outcome="succeeded"):
+            yield lifecycle.AttemptSucceeded(attempt=attempt)
+        case reports.Ended(outcome="failed"):
+            yield lifecycle.ProgramFailed(
+                attempt=attempt,
+                exit_code=report.exit_code,
+                message=report.message,
+                refused=refused,
+            )
+        case reports.Ended():
+            yield lifecycle.WorkerLost(attempt=attempt, cause=report.message)
+        case _:
+            return

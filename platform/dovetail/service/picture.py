@@ -1,0 +1,71 @@
+"""The scheduler's picture of the store's jobs: which attempts hold what, and which jobs wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from dovetail.scheduler.view import ClusterView, Holding, NodeView, QueuedJob
+from dovetail.store.records import JobRecord
+from dovetail_jobs.lifecycle import Reason, State
+from dovetail_jobs.spec import JobSpec
+
+LONGEST_PAUSE_S = 60.0
+_LOSSES = (Reason.WORKER_LOST, Reason.LAUNCH_FAILED)
+
+
+def cluster_view(nodes: tuple[NodeView, ...] | None, active: Sequence[JobRecord]) -> ClusterView:
+    queued = [job for job in active if job.state is State.QUEUED]
+    return ClusterView(
+        nodes=nodes, holdings=holdings(active), queued=tuple(_waiting(job) for job in queued)
+    )
+
+
+def with_queued(view: ClusterView, job: QueuedJob) -> ClusterView:
+    return replace(view, queued=(*view.queued, job))
+
+
+def holdings(active: Sequence[JobRecord]) -> tuple[Holding, ...]:
+    return tuple(
+        Holding(
+            job_id=job.id,
+            job_name=job.name,
+            attempt=attempt.number,
+            node_id=attempt.node_id,
+            device=attempt.device,
+            cpus=attempt.cpus,
+        )
+        for job in active
+        for attempt in job.unreleased
+    )
+
+
+def queued_job(job_id: str, spec: JobSpec, seq: int) -> QueuedJob:
+    memory = spec.resources.memory
+    return QueuedJob(
+        id=job_id,
+        name=spec.name,
+        seq=seq,
+        priority=spec.priority,
+        devices=spec.resources.devices,
+        cpus=spec.resources.cpus,
+        memory_bytes=memory if isinstance(memory, int) else None,
+    )
+
+
+def pause_s(losses: int) -> float:
+    """How long a job waits after its latest loss: not at all after the first, then ever longer."""
+    return 0.0 if losses <= 1 else min(LONGEST_PAUSE_S, 2.0**losses)
+
+
+def _waiting(job: JobRecord) -> QueuedJob:
+    asked = queued_job(job.id, JobSpec.model_validate(job.spec), job.seq)
+    return replace(asked, waits_for_release=bool(job.unreleased), after=_after(job))
+
+
+def _after(job: JobRecord) -> datetime | None:
+    losses = sum(attempt.reason in _LOSSES for attempt in job.attempts)
+    ended_at = job.attempts[-1].ended_at if job.attempts else None
+    pause = pause_s(losses)
+    return ended_at + timedelta(seconds=pause) if ended_at is not None and pause else None

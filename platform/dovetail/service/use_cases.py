@@ -1,0 +1,223 @@
+"""The use cases behind the API: submit, plan, look, cancel, retry. Each is a short session with the store; deciding is the daemon's."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from dovetail.scheduler.cycle import schedule
+from dovetail.scheduler.decisions import Start
+from dovetail.scheduler.policies import POLICIES
+from dovetail.service import picture
+from dovetail.service.changes import Changes
+from dovetail.service.cluster_state import ClusterState
+from dovetail.service.contract import (
+    ClusterStatus,
+    DeviceStatus,
+    EventView,
+    JobView,
+    LogChunk,
+    MetricPointView,
+    NodeStatus,
+    PlacementView,
+    PlanView,
+    RayStatus,
+    ServerOptions,
+    ServerStatus,
+)
+from dovetail.service.views import event_view, job_view, metric_view
+from dovetail.settings import Settings
+from dovetail.store.records import JobRecord
+from dovetail.store.store import Store
+from dovetail_jobs.errors import Conflict
+from dovetail_jobs.lifecycle import CancelRequested, State
+from dovetail_jobs.resolve import resolve
+from dovetail_jobs.spec import JobSpec
+from dovetail_workers.log import read_log
+from dovetail_workers.storage.protocol import Storage
+
+
+class Platform:
+    """Implements the `Service` protocol of contract.py. `nudge` asks the daemon to look at once."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        storage: Storage,
+        state: ClusterState,
+        changes: Changes,
+        nudge: Callable[[], None],
+        settings: Settings,
+        url: str,
+    ) -> None:
+        self._store, self._storage = store, storage
+        self._state, self._changes, self._nudge = state, changes, nudge
+        self._settings, self._url = settings, url
+        self._born_s = time.monotonic()
+        self.on_shutdown: Callable[[], None] = lambda: None
+        self.stop_ray = False
+
+    def submit(self, spec: JobSpec, key: str | None, user: str) -> tuple[JobView, bool]:
+        spec = resolve(spec, base=Path.cwd())
+        job, created = self._store.submit(spec.to_json(), user=user, key=key, now=_now())
+        self._changed()
+        return self._view(job), created
+
+    def plan(self, spec: JobSpec) -> PlanView:
+        """The scheduler's answer for one more job in the queue as it stands."""
+        spec = resolve(spec, base=Path.cwd())
+        active = self._store.active()
+        asked = picture.queued_job("(this job)", spec, seq=1 << 62)
+        view = picture.cluster_view(self._state.facts.nodes, active)
+        view = picture.with_queued(view, asked)
+        decisions = schedule(view, POLICIES["priority"], _now())
+        (decision,) = (item for item in decisions if item.job_id == asked.id)
+        if isinstance(decision, Start):
+            place = PlacementView(node=decision.node, device=decision.device)
+            return PlanView(
+                spec=spec.to_json(), placement=place, reason="PLACED", message=decision.reason
+            )
+        return PlanView(
+            spec=spec.to_json(), placement=None, reason=decision.reason, message=decision.message
+        )
+
+    def job(self, ref: str) -> JobView:
+        return self._view(self._store.job(ref))
+
+    def jobs(
+        self, states: Sequence[State] | None, project: str | None, limit: int | None
+    ) -> list[JobView]:
+        found = self._store.jobs(states=states, project=project, limit=limit)
+        return [self._view(job) for job in found]
+
+    def cancel(self, ref: str) -> JobView:
+        """Tried again while other writers move the job; a job that is over stays as it is."""
+        while True:
+            job = self._store.job(ref)
+            if job.state.terminal:
+                return self._view(job)
+            changed = self._store.apply(job.id, job.version, CancelRequested(by=job.user), _now())
+            if changed is not None:
+                self._changed()
+                return self._view(changed)
+
+    def retry(self, ref: str, from_scratch: bool) -> JobView:
+        old = self._store.job(ref)
+        if not old.state.terminal:
+            raise Conflict(
+                f"job {old.id} is {old.state}; it is over first, then it can be retried "
+                f"(dovetail cancel {old.id})"
+            )
+        if old.state is State.SUCCEEDED:
+            raise Conflict(f"job {old.id} succeeded; there is nothing to retry, submit it again")
+        origin = None if from_scratch else old.id
+        job, _ = self._store.submit(old.spec, user=old.user, key=None, now=_now(), origin=origin)
+        self._changed()
+        return self._view(job)
+
+    def events(self, ref: str, after: int) -> list[EventView]:
+        return [event_view(event) for event in self._store.events(self._store.job(ref).id, after)]
+
+    def metrics(self, ref: str, metric: str | None) -> list[MetricPointView]:
+        points = self._store.metric_points(self._store.job(ref).id, metric)
+        return [metric_view(point) for point in points]
+
+    def logs(self, ref: str, attempt: int | None, offset: int, limit_bytes: int) -> LogChunk:
+        job = self._store.job(ref)
+        numbers = [item.number for item in job.attempts]
+        if not numbers:
+            return LogChunk(
+                attempt=None, offset=0, next_offset=0, data="", complete=job.state.terminal
+            )
+        number = numbers[-1] if attempt is None else attempt
+        if number not in numbers:
+            raise Conflict(f"job {job.id} has attempts 1 to {numbers[-1]}, not {number}")
+        over = job.attempts[number - 1].ended_at is not None  # asked before the log is read
+        piece = read_log(self._storage, job.id, number, offset, limit_bytes)
+        text = _whole_characters(piece.data) if not over else piece.data
+        return LogChunk(
+            attempt=number,
+            offset=piece.offset,
+            next_offset=piece.offset + len(text),
+            data=text.decode(errors="replace"),
+            complete=over and len(piece.data) < limit_bytes,
+        )
+
+    def status(self) -> ClusterStatus:
+        facts = self._state.facts
+        holders = {
+            (item.node_id, item.device): item.job_id
+            for item in picture.holdings(self._store.active())
+        }
+        nodes = tuple(
+            NodeStatus(
+                id=node.id,
+                name=node.name,
+                cpus=node.cpus,
+                devices=tuple(
+                    DeviceStatus(
+                        name=device.name,
+                        bytes=device.bytes,
+                        job=holders.get((node.id, device.name)),
+                    )
+                    for device in node.devices
+                ),
+            )
+            for node in facts.nodes or ()
+        )
+        return ClusterStatus(
+            server=ServerStatus(
+                pid=os.getpid(),
+                url=self._url,
+                version=metadata.version("dovetail"),
+                uptime_s=round(time.monotonic() - self._born_s, 1),
+                home=str(self._settings.home),
+                options=ServerOptions.model_validate(self._settings.server_options()),
+            ),
+            ray=RayStatus(
+                state=facts.state,
+                address=facts.address,
+                dashboard_url=facts.dashboard_url,
+                message=facts.message,
+            ),
+            nodes=nodes,
+            counts=self._store.counts(),
+        )
+
+    def change_number(self) -> int:
+        return self._changes.number
+
+    def wait_change(self, after: int, timeout_s: float) -> int:
+        return self._changes.wait(after, timeout_s)
+
+    def shutdown(self, stop_ray: bool) -> None:
+        self.stop_ray = stop_ray
+        self.on_shutdown()
+
+    def _view(self, job: JobRecord) -> JobView:
+        return job_view(job, self._storage)
+
+    def _changed(self) -> None:
+        self._changes.bump()
+        self._nudge()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _whole_characters(data: bytes) -> bytes:
+    """Without the first bytes of a character whose rest is not here yet."""
+    for cut in range(1, min(4, len(data) + 1)):
+        byte = data[-cut]
+        if byte & 0xC0 == 0xC0:
+            needed = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return data[:-cut] if cut < needed else data
+        if byte & 0x80 == 0:
+            return data
+    return data
