@@ -36,7 +36,7 @@ from dovetail.service.cluster_state import ClusterState
 from dovetail.store.records import AttemptRecord, JobRecord
 from dovetail.store.store import Store
 from dovetail_jobs import lifecycle
-from dovetail_jobs.lifecycle import State
+from dovetail_jobs.lifecycle import Reason, State
 from dovetail_workers import keys, reports
 from dovetail_workers.journal import read_segments
 from dovetail_workers.launch import Launch
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0  # without any news
 READ_ALL_EVERY_S = 2.0  # journals are read when their writer wakes us, and all of them this often
 GRACE_S = 2.0  # between a stop's request and its kill
+QUIET_RELEASE = timedelta(seconds=5)
 APPLY_TRIES = 5
 
 
@@ -254,6 +255,8 @@ class Daemon:
         for decision in schedule(view, self._policy, self._clock()):
             job = jobs[decision.job_id]
             if not isinstance(decision, Start):
+                if decision.reason is Reason.WAITING_FOR_RELEASE and self._just_ended(job):
+                    continue
                 waits = (decision.reason, decision.message)
                 if self._store.set_waiting(job.id, job.version, *waits, self._clock()):
                     self._changes.bump()
@@ -274,6 +277,11 @@ class Daemon:
                     job.id, number, decision.node, decision.device, decision.reason,
                 )  # fmt: skip
                 self._changes.bump()
+
+    def _just_ended(self, job: JobRecord) -> bool:
+        """A release takes a moment after every attempt; only a long one is worth a line in the story."""
+        ended = [item.ended_at for item in job.unreleased if item.ended_at is not None]
+        return bool(ended) and self._clock() - max(ended) < QUIET_RELEASE
 
     def _happened(self, job_id: str, event: lifecycle.Event) -> None:
         """Apply an event that is a fact, whatever version the job has by now."""

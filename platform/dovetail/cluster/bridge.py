@@ -144,13 +144,14 @@ class Bridge:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from dovetail_workers.actor import AttemptWorker
+        from dovetail_workers import actor
 
+        kind: Any = actor.AttemptWorker
         launch = Launch.from_json(command["launch"])
         if launch.attempt_id in self._workers:
             return
         try:
-            worker = AttemptWorker.options(
+            worker = kind.options(
                 name=actor_name(launch),
                 lifetime="detached",
                 get_if_exists=True,  # an earlier bridge may have made it just before it died
@@ -271,9 +272,10 @@ class Bridge:
     def _agent(self, node_id: str) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from dovetail_workers.actor import NodeAgent
+        from dovetail_workers import actor
 
-        return NodeAgent.options(
+        kind: Any = actor.NodeAgent
+        return kind.options(
             name=f"agent-{node_id[:12]}",
             lifetime="detached",
             get_if_exists=True,

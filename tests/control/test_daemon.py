@@ -1,0 +1,320 @@
+"""The loop turned by hand over a real store and a scripted cluster: what the store says after each piece of news."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dovetail.cluster.fake import FakeCluster, one_node
+from dovetail.cluster.protocol import ClusterUp, NodesSeen
+from dovetail.daemon import Daemon
+from dovetail.scheduler.policies import priority
+from dovetail.service.changes import Changes
+from dovetail.service.cluster_state import ClusterState
+from dovetail.store.records import JobRecord
+from dovetail.store.store import Store
+from dovetail_jobs.lifecycle import CancelRequested, Reason, State
+from dovetail_jobs.spec import JobSpec
+from dovetail_workers.reports import CheckpointSaved, Ended, Metrics, Progress, Refused
+from dovetail_workers.storage.local import LocalStorage
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+class Bench:
+    """A daemon without its thread, and a clock that only moves when told."""
+
+    def __init__(self, folder: Path, *, devices: int = 1, auto_release: bool = True) -> None:
+        self.now = NOON
+        self.store = Store(f"sqlite:///{folder / 'store.sqlite3'}")
+        self.storage = LocalStorage(folder / "storage")
+        self.state, self.changes = ClusterState(), Changes()
+        self.nodes = one_node(devices)
+        self.auto_release = auto_release
+        self.daemon = self.new_daemon()
+        self.cluster.start()
+        self.turn()
+
+    def new_daemon(self) -> Daemon:
+        return Daemon(
+            store=self.store,
+            storage=self.storage,
+            storage_uri=str(self.storage.uri("")),
+            state=self.state,
+            changes=self.changes,
+            policy=priority,
+            cluster=lambda deliver: FakeCluster(
+                deliver, self.storage, self.nodes, auto_release=self.auto_release
+            ),
+            clock=lambda: self.now,
+        )
+
+    @property
+    def cluster(self) -> FakeCluster:
+        assert isinstance(self.daemon.cluster, FakeCluster)
+        return self.daemon.cluster
+
+    def turn(self, times: int = 3) -> None:
+        for _ in range(times):
+            self.daemon.step(self.daemon.pending())
+
+    def submit(self, name: str = "a", **spec: Any) -> str:
+        resolved = JobSpec(name=name, script="true", **spec).to_json()
+        job, _ = self.store.submit(resolved, user="u", key=None, now=self.now)
+        self.turn()
+        return job.id
+
+    def job(self, job_id: str) -> JobRecord:
+        return self.store.job(job_id)
+
+    def cancel(self, job_id: str) -> None:
+        job = self.job(job_id)
+        assert self.store.apply(job_id, job.version, CancelRequested(by="u"), self.now)
+        self.turn()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.store.close()
+
+
+def test_a_job_runs_from_submit_to_end(bench: Bench) -> None:
+    job_id = bench.submit()
+    assert bench.job(job_id).state is State.STARTING
+    launch = bench.cluster.launched[f"{job_id}.1"]
+    assert (launch.node, launch.device) == ("n1", "cpu:0")
+
+    bench.cluster.begin(f"{job_id}.1", pid=77)
+    bench.turn()
+    assert bench.job(job_id).state is State.RUNNING
+    assert bench.job(job_id).attempts[0].pid == 77
+
+    bench.cluster.report(
+        f"{job_id}.1", Progress(step=5, steps=5), Metrics(step=5, values={"loss": 0.25})
+    )
+    bench.cluster.finish(f"{job_id}.1")
+    bench.turn()
+    job = bench.job(job_id)
+    assert (job.state, job.reason) == (State.SUCCEEDED, Reason.FINISHED)
+    assert job.metrics == {"loss": 0.25}
+    assert job.attempts[0].released_at is not None
+
+
+def test_the_second_job_waits_for_the_device_and_gets_it(bench: Bench) -> None:
+    first, second = bench.submit("a"), bench.submit("b")
+    waiting = bench.job(second)
+    assert (waiting.state, waiting.reason) == (State.QUEUED, Reason.WAITING_FOR_DEVICE)
+    assert first in waiting.message
+    bench.cluster.begin(f"{first}.1")
+    bench.cluster.finish(f"{first}.1")
+    bench.turn()
+    assert bench.job(second).state is State.STARTING
+
+
+def test_a_higher_priority_goes_first(bench: Bench) -> None:
+    running, low, high = bench.submit(), bench.submit(priority=10), bench.submit(priority=90)
+    bench.cluster.begin(f"{running}.1")
+    bench.cluster.finish(f"{running}.1")
+    bench.turn()
+    assert bench.job(high).state is State.STARTING
+    assert bench.job(low).state is State.QUEUED
+
+
+def test_a_cancelled_job_is_over_only_when_nothing_of_it_is_left(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, auto_release=False)
+    job_id = bench.submit()
+    bench.cluster.begin(f"{job_id}.1")
+    bench.turn()
+    bench.cancel(job_id)
+    assert bench.job(job_id).state is State.STOPPING
+    assert bench.cluster.released == [f"{job_id}.1"]
+    bench.cluster.end(f"{job_id}.1", Ended(outcome="stopped", exit_code=-15, message="stopped"))
+    bench.turn()
+    assert bench.job(job_id).state is State.STOPPING
+    bench.cluster.confirm_release(f"{job_id}.1")
+    bench.turn()
+    job = bench.job(job_id)
+    assert (job.state, job.reason) == (State.CANCELLED, Reason.CANCELLED_BY_USER)
+    bench.store.close()
+
+
+def test_a_job_cancelled_in_the_queue_never_starts(bench: Bench) -> None:
+    first, second = bench.submit(), bench.submit()
+    bench.cancel(second)
+    assert bench.job(second).state is State.CANCELLED
+    bench.cluster.begin(f"{first}.1")
+    bench.cluster.finish(f"{first}.1")
+    bench.turn()
+    assert list(bench.cluster.launched) == [f"{first}.1"]
+
+
+def test_a_lost_worker_is_followed_by_an_attempt_that_may_resume(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.cluster.begin(f"{job_id}.1")
+    saved = CheckpointSaved(step=3, key=f"jobs/{job_id}/checkpoints/3-1/", uri="x", bytes=9)
+    bench.cluster.report(f"{job_id}.1", saved)
+    bench.cluster.lose(f"{job_id}.1")
+    bench.turn()
+    job = bench.job(job_id)
+    assert [attempt.reason for attempt in job.attempts] == [Reason.WORKER_LOST, Reason.PLACED]
+    assert bench.cluster.launched[f"{job_id}.2"].resume_from == (f"jobs/{job_id}/checkpoints/",)
+    assert [event.kind for event in bench.store.events(job_id)][-3:] == [
+        "WorkerLost", "AttemptReleased", "Placed",
+    ]  # fmt: skip
+
+
+def test_losses_end_in_failure_when_the_retries_are_used_up(bench: Bench) -> None:
+    job_id = bench.submit(retry={"max": 2})
+    for attempt in (1, 2, 3):
+        bench.cluster.lose(f"{job_id}.{attempt}")
+        bench.turn()
+        bench.now += timedelta(minutes=5)
+        bench.turn()
+    job = bench.job(job_id)
+    assert (job.state, job.reason) == (State.FAILED, Reason.RETRIES_EXHAUSTED)
+    assert len(job.attempts) == 3
+
+
+def test_repeated_losses_wait_before_the_next_attempt(bench: Bench) -> None:
+    job_id = bench.submit()
+    for attempt in (1, 2):
+        bench.cluster.lose(f"{job_id}.{attempt}")
+        bench.turn()
+    assert bench.job(job_id).reason is Reason.BACKING_OFF
+    bench.now += timedelta(seconds=4)
+    bench.turn()
+    assert bench.job(job_id).state is State.STARTING
+
+
+def test_a_worker_that_wrote_its_end_before_it_went_is_not_lost(bench: Bench) -> None:
+    job_id = bench.submit()
+    attempt_id = f"{job_id}.1"
+    bench.cluster.begin(attempt_id)
+    ended = Ended(outcome="succeeded", exit_code=0, message="ran to its end")
+    bench.cluster.report(attempt_id, ended, wake=False)
+    bench.cluster.lose(attempt_id, "ActorDiedError: Ray is gone")
+    bench.turn()
+    assert bench.job(job_id).state is State.SUCCEEDED
+
+
+def test_a_programs_own_failure_is_final_unless_asked_otherwise(bench: Bench) -> None:
+    failed = Ended(outcome="failed", exit_code=3, message="the script exited with code 3")
+    final, again = bench.submit(), bench.submit(retry={"max": 1, "on": ["failure"]})
+    bench.cluster.begin(f"{final}.1")
+    bench.cluster.end(f"{final}.1", failed)
+    bench.turn()
+    assert bench.job(final).state is State.FAILED
+    assert bench.job(final).attempts[0].exit_code == 3
+    bench.cluster.begin(f"{again}.1")
+    bench.cluster.end(f"{again}.1", failed)
+    bench.turn()
+    assert bench.job(again).state is State.STARTING
+    bench.cluster.begin(f"{again}.2")
+    bench.cluster.end(f"{again}.2", failed)
+    bench.turn()
+    assert bench.job(again).state is State.FAILED
+
+
+def test_what_the_user_must_mend_is_not_tried_again(bench: Bench) -> None:
+    job_id = bench.submit(retry={"max": 3, "on": ["failure"]})
+    bench.cluster.begin(f"{job_id}.1")
+    bench.cluster.report(f"{job_id}.1", Refused(message="params.dataset: no images"))
+    bench.cluster.end(
+        f"{job_id}.1", Ended(outcome="failed", exit_code=2, message="params.dataset: no images")
+    )
+    bench.turn()
+    job = bench.job(job_id)
+    assert (job.state, job.reason) == (State.FAILED, Reason.REFUSED)
+    assert job.message == "params.dataset: no images"
+
+
+def test_a_launch_that_fails_is_tried_elsewhere_or_again(bench: Bench) -> None:
+    bench.cluster.refuse_launches = "no room"
+    job_id = bench.submit()
+    assert bench.job(job_id).attempts[0].reason is Reason.LAUNCH_FAILED
+    bench.cluster.refuse_launches = None
+    bench.turn()
+    bench.now += timedelta(minutes=5)
+    bench.turn()
+    newest = bench.job(job_id).attempts[-1].attempt_id
+    assert newest in bench.cluster.launched
+
+
+def test_max_duration_stops_a_job_as_failed(bench: Bench) -> None:
+    job_id = bench.submit(max_duration="1h")
+    bench.cluster.begin(f"{job_id}.1")
+    bench.turn()
+    bench.now += timedelta(minutes=59)
+    bench.turn()
+    assert bench.job(job_id).state is State.RUNNING
+    bench.now += timedelta(minutes=1)
+    bench.turn()
+    job = bench.job(job_id)
+    assert (job.state, job.reason) == (State.FAILED, Reason.TIME_LIMIT)
+
+
+def test_nothing_starts_before_the_cluster_has_answered(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.cluster.lose_ray()
+    bench.turn()
+    job_id = bench.submit()
+    assert bench.job(job_id).reason is Reason.WAITING_FOR_CLUSTER
+    bench.cluster.start()
+    bench.turn()
+    assert bench.job(job_id).state is State.STARTING
+    bench.store.close()
+
+
+def test_ray_lost_with_its_workers_means_new_attempts_when_it_is_back(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.cluster.begin(f"{job_id}.1")
+    bench.turn()
+    bench.cluster.lose_ray()
+    bench.turn()
+    assert bench.job(job_id).state is State.RUNNING
+    bench.cluster.start()
+    bench.turn()
+    job = bench.job(job_id)
+    assert [attempt.reason for attempt in job.attempts] == [Reason.WORKER_LOST, Reason.PLACED]
+
+
+def test_a_new_server_adopts_the_workers_it_finds(bench: Bench) -> None:
+    job_id = bench.submit()
+    attempt_id = f"{job_id}.1"
+    bench.cluster.begin(attempt_id)
+    bench.turn()
+    old = bench.cluster
+    bench.daemon = bench.new_daemon()
+    old.report(attempt_id, Metrics(step=1, values={"loss": 1.0}), wake=False)
+    bench.daemon.step([ClusterUp(address="fake", dashboard_url=None, live=(attempt_id,))])
+    bench.daemon.step([NodesSeen(nodes=bench.nodes)])
+    job = bench.job(job_id)
+    assert (job.state, len(job.attempts)) == (State.RUNNING, 1)
+    assert job.metrics == {"loss": 1.0}
+    assert bench.cluster.launched == {}
+
+
+def test_a_server_that_died_between_deciding_and_launching_launches_without_a_loss(
+    bench: Bench,
+) -> None:
+    job_id = bench.submit()
+    bench.daemon = bench.new_daemon()
+    bench.cluster.start()
+    bench.turn()
+    assert list(bench.cluster.launched) == [f"{job_id}.1"]
+    assert len(bench.job(job_id).attempts) == 1
+
+
+def test_news_reaches_those_who_wait_for_changes(bench: Bench) -> None:
+    job_id = bench.submit()
+    before = bench.changes.number
+    bench.cluster.begin(f"{job_id}.1")
+    bench.turn()
+    assert bench.changes.wait(before, timeout_s=0) > before
+    assert bench.changes.wait(bench.changes.number, timeout_s=0) == bench.changes.number
