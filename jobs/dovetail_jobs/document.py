@@ -68,21 +68,22 @@ def read_document(text: str, *, file: str) -> Document:
             [_problem(file, 1, "is empty; a job needs at least name and family or script")]
         )
     if not isinstance(node, yaml.MappingNode) or node.tag != _tag("map"):
-        line = node.start_mark.line + 1
+        line = _line(node.start_mark)
         raise SpecError([_problem(file, line, "must be a mapping such as name: my-job")])
     reader = _Reader(text=text, file=file)
-    reader.places[""] = Place(file=file, line=node.start_mark.line + 1, written=None)
+    reader.places[""] = Place(file=file, line=_line(node.start_mark), written=None)
     data = reader.mapping(node, "")
     return Document(data=data, places=reader.places, problems=reader.problems)
 
 
 def read_value(text: str, *, file: str, key: str) -> JsonValue:
     """One scalar, list or mapping, by the same rules. SpecError with all its problems."""
-    node = _compose(text, file)
-    if node is None:
-        return None
     reader = _Reader(text=text, file=file)
-    value = reader.value(node, key)
+    try:
+        node = _compose(text, file)
+        value = None if node is None else reader.value(node, key)
+    except SpecError as error:
+        reader.problems += error.problems
     if reader.problems:
         raise SpecError([replace(problem, line=None) for problem in reader.problems])
     return value
@@ -223,9 +224,9 @@ class _Reader:
             try:
                 return _scalar(node)
             except ValueError as error:
-                self._refuse(key, node, str(error))
+                self._refuse(key, node, str(error), node)
                 return None
-        self._refuse(key, node, f"has the tag {_short_tag(node)}; write a plain value")
+        self._refuse(key, node, f"has the tag {_short_tag(node)}; write a plain value", node)
         return None
 
     def mapping(self, node: yaml.MappingNode, key: str) -> dict[str, JsonValue]:
@@ -238,9 +239,9 @@ class _Reader:
             inner = f"{key}.{name}" if key else name
             if name in lines:
                 rule = f"is given twice, first on line {lines[name]}; remove one of them"
-                self._refuse(inner, value_node, rule, name_node)
+                self._refuse(inner, name_node, rule, value_node)
                 continue
-            lines[name] = name_node.start_mark.line + 1
+            lines[name] = _line(name_node.start_mark)
             self._place(inner, value_node, name_node)
             values[name] = self.value(value_node, inner)
         return values
@@ -261,23 +262,23 @@ class _Reader:
 
     def _place(self, key: str, node: yaml.Node, marked: yaml.Node) -> None:
         self.places[key] = Place(
-            file=self.file, line=marked.start_mark.line + 1, written=self._written(node)
+            file=self.file, line=_line(marked.start_mark), written=self._written(node)
         )
 
     def _written(self, node: yaml.Node) -> str | None:
         source = self.text[node.start_mark.index : node.end_mark.index].strip()
         first, *rest = source.splitlines() or [""]
         if not isinstance(node, yaml.ScalarNode):
-            return source if source and not rest and len(source) <= _SHOWN_CHARACTERS else None
+            flow = first[:1] in ("[", "{", "*", "&", "!") and not rest
+            return first if flow and len(first) <= _SHOWN_CHARACTERS else None
         cut = bool(rest) or len(first) > _SHOWN_CHARACTERS
         return first[:_SHOWN_CHARACTERS] + "…" if cut else first or None
 
     def _refuse(
-        self, key: str, node: yaml.Node, rule: str, marked: yaml.Node | None = None
+        self, key: str, marked: yaml.Node, rule: str, value: yaml.Node | None = None
     ) -> None:
-        line = (marked or node).start_mark.line + 1
-        secret = key.startswith("secrets")
-        shown = self._written(node) if isinstance(node, yaml.ScalarNode) and not secret else None
+        shown = None if value is None or key.startswith("secrets") else self._written(value)
+        line = _line(marked.start_mark)
         self.problems.append(Problem(key=key, rule=rule, value=shown, file=self.file, line=line))
 
 

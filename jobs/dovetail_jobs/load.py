@@ -39,9 +39,9 @@ def load_text(text: str, *, file: str, base: Path, overrides: Sequence[str] = ()
     try:
         spec = resolve(load_data(document.data), base=base)
     except SpecError as error:
-        problems += error.problems
+        problems += _readable(document, error.problems)
         if not any(problem.key.startswith(("params", "family")) for problem in problems):
-            problems += _family_problems(document, base)
+            problems += _readable(document, _family_problems(document, base))
     if problems:
         raise SpecError(_in_order(document, problems))
     return spec
@@ -64,6 +64,17 @@ def load_data(data: Mapping[str, JsonValue]) -> JobSpec:
         raise SpecError(problems_of(error, plain, keys)) from None
 
 
+def _readable(document: Document, problems: list[Problem]) -> list[Problem]:
+    """Without those that only follow from a value that could not be read at all."""
+    unread = {(problem.line, problem.key) for problem in document.problems}
+    located = [document.locate(problem) for problem in problems]
+    return [
+        problem
+        for problem in located
+        if (problem.line, problem.key) not in unread and (problem.key or not unread)
+    ]
+
+
 def _family_problems(document: Document, base: Path) -> list[Problem]:
     """Those of the params, told also when another part of the spec is wrong."""
     family, params = document.data.get("family"), document.data.get("params", {})
@@ -81,14 +92,9 @@ def _family_problems(document: Document, base: Path) -> list[Problem]:
 
 
 def _in_order(document: Document, problems: list[Problem]) -> list[Problem]:
-    """With their places, one per place and key, in the order of the file, then those of `--set`.
-
-    The first counts: a value that cannot be read at all also breaks the rule of its key.
-    """
-    found: dict[tuple[str | None, int | None, str], Problem] = {}
-    for problem in map(document.locate, problems):
-        found.setdefault((problem.file, problem.line, problem.key), problem)
-    return sorted(found.values(), key=lambda problem: (problem.line is None, problem.line or 0))
+    """With their places, in the order of the file, then those of `--set`."""
+    located = [document.locate(problem) for problem in problems]
+    return sorted(located, key=lambda problem: (problem.line is None, problem.line or 0))
 
 
 def _read(path: Path) -> str:
@@ -107,7 +113,9 @@ def _read(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        problem = Problem(key="", rule="is no UTF-8 text", file=str(path), line=line)
+        problem = Problem(
+            key="", rule="is no UTF-8 text; save it as UTF-8", file=str(path), line=line
+        )
         raise SpecError([problem]) from None
 
 

@@ -37,7 +37,7 @@ def problems_of(
         rule = _rule(detail, f"{prefix}{key}", value, keys)
         found.setdefault(f"{prefix}{key}".rstrip("."), (value, []))[1].append(rule)
     return [
-        Problem(key=key, rule=_joined(rules), value=None if _secret(key) else _shown(value))
+        Problem(key=key, rule=_joined(rules), value=_shown(key, value))
         for key, (value, rules) in found.items()
     ]
 
@@ -87,9 +87,10 @@ def _unknown(key: str, keys: Mapping[str, Key]) -> str:
 
 
 def _joined(rules: list[str]) -> str:
-    """The rules of one union as one: `must be auto or a size such as 4GiB`."""
+    """The rules of one union as one: `must be auto, true or false`."""
     if len(rules) > 1 and all(rule.startswith("must be ") for rule in rules):
-        return "must be " + " or ".join(dict.fromkeys(rule[8:] for rule in rules))
+        *others, last = dict.fromkeys(rule[8:] for rule in rules)
+        return f"must be {', '.join(others)}{',' if ' or ' in last else ' or'} {last}"
     return rules[-1]
 
 
@@ -108,17 +109,13 @@ def _number(limit: Any) -> str:
     return f"{limit:g}" if isinstance(limit, float) else str(limit)
 
 
-def _shown(value: JsonValue) -> str | None:
-    if value is None:
+def _shown(key: str, value: JsonValue) -> str | None:
+    if value is None or not key or key.partition(".")[0] == "secrets":
         return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict | list):
         return text if len(text) <= 60 else None
     return text if len(text) <= 60 else text[:60] + "…"
-
-
-def _secret(key: str) -> bool:
-    return key == "secrets" or key.startswith("secrets.")
 
 
 _RULES: dict[str, Callable[[Mapping[str, Any], tuple[int | str, ...], JsonValue], str]] = {
