@@ -358,6 +358,8 @@ TABLE: Final[dict[tuple[State, type[Event]], Rule]] = {
     (State.STOPPING, WorkerLost): _stops_anyway,
     (State.STOPPING, LaunchFailed): _stops_anyway,
     (State.STOPPING, CancelRequested): _stays("{event.by} asked again to cancel; it is stopping"),
+    # The limit may be noticed while a user's cancel is under way; the first stop is the cause.
+    (State.STOPPING, TimeLimitReached): _stays("max_duration is over too; it is stopping"),
     (State.STOPPING, AttemptReleased): _stopped,
     (State.PAUSED, CancelRequested): _cancelled,
     (State.PAUSED, AttemptReleased): _RELEASED,

@@ -93,6 +93,7 @@ EXPECTED: dict[tuple[str, str], tuple[str, str, str | None, str | None] | None] 
         "STOPPING", "CANCELLED_BY_USER", "CANCELLED", "CANCELLED_BY_USER",
     ),
     ("STOPPING", "CancelRequested"): STAYS,
+    ("STOPPING", "TimeLimitReached"): STAYS,
     ("STOPPING", "AttemptReleased"): (
         "CANCELLED", "CANCELLED_BY_USER", "CANCELLED", "CANCELLED_BY_USER",
     ),

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Self, Unpack
 
-from sqlalchemy import CursorResult, Update, exists, or_, select, update
+from sqlalchemy import CursorResult, Update, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -102,6 +102,13 @@ class Store:
             query = query.where(Job.project == project)
         with self._read() as session:
             return [job.record() for job in session.scalars(query)]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state; a state without jobs counts 0."""
+        query = select(Job.state, func.count()).group_by(Job.state)
+        with self._read() as session:
+            found = {state: count for state, count in session.execute(query)}
+        return {state.value: found.get(state, 0) for state in State}
 
     def active(self) -> list[JobRecord]:
         """What a control cycle works on, in order of submission, from one snapshot.
