@@ -1,0 +1,67 @@
+"""Labelled images for training and validation: the digits, or an ImageNet-style folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dovetail_jobs.families.image_classification.params import Params
+from dovetail_jobs.workload import Source
+
+SPLIT_SEED = 0
+
+
+class ImageBatch(NamedTuple):
+    """images (B, C, H, W) float32, normalised; labels (B,) int64. In host memory."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageData:
+    """`decodes`: samples come from files, so that preparing them beside the training pays."""
+
+    train: Source
+    validation: Source
+    classes: int
+    channels: int
+    decodes: bool
+
+
+def open_data(params: Params, *, threads: int) -> ImageData:
+    """What `params.dataset` names, split as it is on disk or by `params.validation_fraction`.
+
+    Raises UserError for data that cannot be read or split.
+    """
+    if params.dataset == "digits":
+        from dovetail_jobs.families.image_classification import digits
+
+        return digits.open_digits(params)
+    from dovetail_jobs.families.image_classification import folder
+
+    return folder.open_folder(params, threads=threads)
+
+
+def stratified_split(
+    labels: Sequence[int] | npt.NDArray[np.int64], fraction: float
+) -> tuple[list[int], list[int]]:
+    """Indices for training and for validation, `fraction` of every class (rounded) for the latter.
+
+    A function of its arguments alone: every run of every seed validates on the same samples.
+    """
+    of_class = np.asarray(labels)
+    generator = np.random.default_rng(SPLIT_SEED)
+    train: list[int] = []
+    validation: list[int] = []
+    for label in np.unique(of_class):
+        members = generator.permutation(np.flatnonzero(of_class == label))
+        held_out = round(len(members) * fraction)
+        validation += members[:held_out].tolist()
+        train += members[held_out:].tolist()
+    return sorted(train), sorted(validation)

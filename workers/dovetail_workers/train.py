@@ -1,0 +1,301 @@
+"""The training loop: one plain loop for every workload.
+
+The order of things: the newest checkpoint is found, the workload is built from the spec, the state
+is put back, and then step by step: micro-batches, clip, optimizers, averages, reports, validation,
+checkpoint. Whoever reads the reports finds them in that order.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch._dynamo  # every optimizer imports it; here it counts to the bare process
+
+from dovetail_jobs import catalog
+from dovetail_jobs.errors import UserError
+from dovetail_jobs.spec import JobSpec, Train
+from dovetail_jobs.units import format_bytes, format_seconds
+from dovetail_jobs.workload import Workload, WorkloadContext
+from dovetail_workers import averages, checkpoint, keys, optimizers, schedules
+from dovetail_workers.curves import Curves
+from dovetail_workers.launch import Launch
+from dovetail_workers.numerics import reproducible
+from dovetail_workers.precision import Precision
+from dovetail_workers.random_state import seed_everything
+from dovetail_workers.reports import (
+    CheckpointRemoved,
+    CheckpointSaved,
+    MemoryUsed,
+    Metrics,
+    Progress,
+    Report,
+    Started,
+)
+from dovetail_workers.speed import Speedometer
+from dovetail_workers.storage.protocol import Storage
+from dovetail_workers.streams import Stream
+from dovetail_workers.training_state import TrainingState
+from dovetail_workers.validation import validate
+from tensile import resident
+
+POINTS_PER_METRIC = 10_000
+
+say = partial(print, flush=True)
+
+
+def train(
+    launch: Launch,
+    storage: Storage,
+    report: Callable[[Report], None],
+    should_stop: Callable[[], bool],
+) -> Literal["succeeded", "stopped"]:
+    """Train what `launch.spec` describes, to its end or until `should_stop()` at a step's boundary.
+
+    A stop writes no checkpoint. Raises UserError for what the user must mend: data smaller than a
+    batch, a loss that is not finite, a checkpoint of another program. What is printed is the log.
+    """
+    spec = JobSpec.model_validate(launch.spec)
+    if spec.family is None or spec.train is None:
+        raise UserError(f"job {spec.name}: has no family to train; a script runs by itself")
+    found = checkpoint.newest(storage, launch.resume_from, say)
+    report(
+        Started(
+            pid=os.getpid(),
+            node=launch.node,
+            device=launch.device,
+            resumed_from_step=None if found is None else found.step,
+        )
+    )
+    threads = max(1, int(spec.resources.cpus))
+    with reproducible(threads):
+        workdir = Path(spec.workdir) if spec.workdir else None
+        build = catalog.build(spec.family, workdir=workdir)
+        params = catalog.params_model(spec.family, workdir=workdir).model_validate(spec.params)
+        context = _context(spec.train, _device(launch.device), _batch_size(params), threads)
+        base = resident.measure()
+        resident.reset_peak()
+        report(MemoryUsed(base_bytes=None if base is None else base.total_bytes))
+        seed_everything(context.seed)
+        run = _Run(launch, storage, report, build(params, context), context)
+        try:
+            run.begin(spec.family, found)
+            outcome = run.advance(should_stop)
+        finally:
+            run.close()
+        if base is not None:
+            peak_bytes = resident.peak_growth_bytes(base)
+            report(MemoryUsed(base_bytes=base.total_bytes, peak_bytes=peak_bytes))
+    return outcome
+
+
+class _Run:
+    """One attempt's run of a workload: where it is, and what it does after each step."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        storage: Storage,
+        report: Callable[[Report], None],
+        workload: Workload,
+        context: WorkloadContext,
+    ) -> None:
+        if len(workload.phases) != 1:
+            raise UserError(f"{launch.job_name}: several phases are not yet here; name one")
+        averages.prepare(workload.models)
+        self._launch, self._storage, self._report = launch, storage, report
+        self._workload, self._context, self._train = workload, context, context.train
+        self._phase = workload.phases[0]
+        self._precision = Precision(self._train.precision, context.device)
+        self._streams = {
+            name: Stream(name, feed, seed=context.seed, accumulate=self._train.accumulate)
+            for name, feed in workload.feeds.items()
+        }
+        self._state = TrainingState(
+            models=workload.models,
+            optimizers=workload.optimizers,
+            streams=self._streams,
+            precision=self._precision,
+        )
+        self._steps = _steps(self._train, self._streams)
+        self._curves = Curves(storage, keys.curves_prefix(launch.job_id, launch.attempt))
+        self._step = 0
+        self._told_step = -1
+        self._last: dict[str, float] = {}
+
+    def begin(self, family: str, found: checkpoint.Checkpoint | None) -> None:
+        """Say what runs, and continue from `found` if there is one."""
+        launch, context = self._launch, self._context
+        what = f"{self._steps} steps of {context.global_batch} samples"
+        if self._train.accumulate > 1:
+            what += f" in {self._train.accumulate} parts"
+        say(
+            f"{launch.job_name} ({launch.job_id}, attempt {launch.attempt}) on {launch.device}: "
+            f"{family}, {what}, {self._train.precision}, threads {context.threads}"
+        )
+        if found is not None:
+            self._state.load_parts(partial(checkpoint.read, self._storage, found))
+            self._step = found.step
+            say(f"continues from step {found.step}: {self._storage.uri(found.prefix)}")
+
+    def advance(self, should_stop: Callable[[], bool]) -> Literal["succeeded", "stopped"]:
+        """From the present step to the last; validation and a checkpoint always come at the end."""
+        began_s, began_step = time.monotonic(), self._step
+        speed = Speedometer(began_s)
+        self._tell_progress(speed)
+        while self._step < self._steps:
+            if should_stop():
+                self._tell_progress(speed)
+                self._curves.flush()
+                say(f"stopped on request after step {self._step} of {self._steps}")
+                return "stopped"
+            loss, samples = self._optimizer_step()
+            if speed.stepped(time.monotonic(), samples):
+                self._tell_progress(speed)
+            self._tell_loss(loss)
+            if self._step < self._steps:
+                if _is_due(self._step, self._train.validate_.every):
+                    self._validate()
+                if _is_due(self._step, self._train.checkpoint.every):
+                    self._save()
+        self._tell_progress(speed)
+        self._validate()
+        self._save()
+        took = format_seconds(time.monotonic() - began_s)
+        say(f"finished: {self._step - began_step} steps in {took}{_shown(self._last)}")
+        return "succeeded"
+
+    def close(self) -> None:
+        for stream in self._streams.values():
+            stream.close()
+
+    def _optimizer_step(self) -> tuple[float, int]:
+        """One step over the global batch; its mean loss and the number of samples.
+
+        The mean over the batch is the mean over the micro-batches, as all have the same size.
+        """
+        optimizers_, accumulate = self._workload.optimizers.values(), self._train.accumulate
+        schedules.apply(
+            optimizers_, schedules.factor(self._train.schedule, self._step, self._steps)
+        )
+        for optimizer in optimizers_:
+            optimizer.zero_grad(set_to_none=True)
+        losses, samples = [], 0
+        for _ in range(accumulate):
+            batches = {name: next(stream) for name, stream in self._streams.items()}
+            with self._precision.autocast():
+                result = self._workload.step(batches)
+            self._precision.backward(result.loss / accumulate)
+            losses.append(result.loss.detach())
+            samples += result.samples
+        self._precision.step(optimizers_, self._train.clip_norm)
+        self._step += 1
+        averages.update(self._workload.models, self._step, self._steps)
+        loss = float(torch.stack(losses).double().mean())
+        if not math.isfinite(loss):
+            raise UserError(
+                f"step {self._step}: the loss is {loss}, so training cannot go on; lower "
+                "train.optimizer.lr, set train.clip_norm, or lengthen train.schedule.warmup_steps"
+            )
+        return loss, samples
+
+    def _tell_progress(self, speed: Speedometer) -> None:
+        if self._told_step == self._step:
+            return
+        self._told_step = self._step
+        steps_per_s, samples_per_s = speed.per_s()
+        self._report(
+            Progress(
+                step=self._step,
+                steps=self._steps,
+                phase=self._phase,
+                steps_per_s=steps_per_s,
+                samples_per_s=samples_per_s,
+            )
+        )
+
+    def _tell_loss(self, loss: float) -> None:
+        self._last["loss"] = loss
+        every = math.ceil(self._steps / POINTS_PER_METRIC)
+        if self._step % every == 0 or self._step == self._steps:
+            self._tell_metrics({"loss": loss})
+
+    def _tell_metrics(self, values: dict[str, float]) -> None:
+        self._last |= values
+        self._report(Metrics(step=self._step, values=values, phase=self._phase))
+        self._curves.add(self._step, values)
+
+    def _validate(self) -> None:
+        self._tell_metrics(validate(self._workload, self._precision))
+        self._curves.flush()
+        say(f"step {self._step}/{self._steps}{_shown(self._last)}")
+
+    def _save(self) -> None:
+        job_id, step = self._launch.job_id, self._step
+        prefix = keys.checkpoint_prefix(job_id, step, self._launch.attempt)
+        parts = self._state.to_parts()
+        saved = checkpoint.save(self._storage, prefix, step, self._phase, parts)
+        uri = self._storage.uri(prefix)
+        self._report(
+            CheckpointSaved(step=step, key=prefix, uri=uri, bytes=saved.bytes, phase=self._phase)
+        )
+        say(f"step {step}/{self._steps}  checkpoint {uri} ({format_bytes(saved.bytes)})")
+        kept_in = keys.checkpoints_prefix(job_id)
+        for removed in checkpoint.retain(self._storage, kept_in, self._train.checkpoint.keep):
+            self._report(CheckpointRemoved(key=removed))
+        self._curves.flush()
+
+
+def _context(
+    settings: Train, device: torch.device, batch_size: int, threads: int
+) -> WorkloadContext:
+    if batch_size % settings.accumulate:
+        raise UserError(
+            f"params.batch_size: {batch_size} does not split into train.accumulate: "
+            f"{settings.accumulate} equal parts; change one of them"
+        )
+    return WorkloadContext(
+        train=settings,
+        seed=settings.seed,
+        device=device,
+        global_batch=batch_size,
+        micro_batch=batch_size // settings.accumulate,
+        threads=threads,
+        optimizer=partial(optimizers.build, settings.optimizer),
+    )
+
+
+def _device(name: str) -> torch.device:
+    """`cpu:1` and `cuda:3` name devices of a node; this process is shown only its own."""
+    return torch.device("cuda", 0) if name.startswith("cuda") else torch.device("cpu")
+
+
+def _batch_size(params: Any) -> int:
+    size = getattr(params, "batch_size", None)
+    if not isinstance(size, int) or size < 1:
+        raise UserError(
+            f"params.batch_size: {size} must be a whole number from 1: the samples of an optimizer "
+            "step, over all devices together"
+        )
+    return size
+
+
+def _steps(settings: Train, streams: dict[str, Stream]) -> int:
+    if settings.steps is not None:
+        return settings.steps
+    assert settings.epochs is not None  # the spec has exactly one of them
+    return settings.epochs * next(iter(streams.values())).steps_per_epoch
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _shown(values: dict[str, float]) -> str:
+    return "".join(f"  {name} {value:.4g}" for name, value in values.items())
