@@ -156,9 +156,7 @@ def test_jobs_are_listed_newest_first_by_state_and_project(store: Store) -> None
     assert store.jobs(states=[], project="vision") == []
     assert store.jobs(project="vision") == [two]
     assert store.active() == [one, two]
-    present = {state: count for state, count in store.counts().items() if count}
-    assert present == {"QUEUED": 2, "CANCELLED": 1}
-    assert set(store.counts()) == {state.value for state in State}
+    assert store.counts() == {"QUEUED": 2, "CANCELLED": 1}
 
 
 def test_a_whole_life_is_written_to_job_attempt_and_story(store: Store) -> None:
