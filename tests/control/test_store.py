@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -124,8 +125,6 @@ def test_a_name_wins_over_the_beginning_of_another_jobs_id(store: Store) -> None
 
 
 def test_the_beginning_of_several_ids_names_them_all(store: Store, tmp_path: Path) -> None:
-    import sqlite3
-
     one, two = submit(store), submit(store)
     other = sqlite3.connect(tmp_path / "store.sqlite3")
     with other:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -113,8 +114,6 @@ def test_readers_of_one_segment_write_it_once(tmp_path: Path) -> None:
 
 
 def test_a_reader_is_not_held_up_by_a_writer(tmp_path: Path) -> None:
-    import sqlite3
-
     with Store(f"sqlite:///{tmp_path}/store.sqlite3") as store:
         job, _ = store.submit(spec_json(), user="ada", key=None, now=at())
         writer = sqlite3.connect(tmp_path / "store.sqlite3", isolation_level=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -12,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import create_mock_engine, inspect
+from sqlalchemy.dialects import postgresql
 
 from dovetail.store.engine import open_engine
 from dovetail.store.schema import MIGRATIONS, upgrade
@@ -72,10 +74,11 @@ def test_a_database_of_a_newer_dovetail_is_refused_and_left_alone(tmp_path: Path
 
 def test_the_tables_say_nothing_that_postgresql_does_not_understand() -> None:
     statements: list[str] = []
-    engine = create_mock_engine(
-        "postgresql+psycopg://",
-        lambda sql, *_, **__: statements.append(str(sql.compile(dialect=engine.dialect))),
-    )
+
+    def collect(sql: Any, *_: object, **__: object) -> None:
+        statements.append(str(sql.compile(dialect=postgresql.dialect())))
+
+    engine = create_mock_engine("postgresql+psycopg://", collect)
     Base.metadata.create_all(engine, checkfirst=False)
     jobs = next(text for text in statements if "CREATE TABLE jobs" in text)
     assert "seq BIGSERIAL NOT NULL" in jobs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -142,7 +143,7 @@ def test_a_job_starts_again_at_its_earliest_time_and_not_before() -> None:
     ],
 )
 def test_a_job_larger_than_the_empty_cluster_is_told_the_numbers(
-    asks: dict[str, float], message: str
+    asks: dict[str, Any], message: str
 ) -> None:
     assert only_wait(view(queued("a", **asks), holdings=(holding(),))) == (
         Reason.DOES_NOT_FIT,
