@@ -254,11 +254,12 @@ class _Reader:
             written = self._written(node) or "''"
             self._refuse(key, node, f'has the key {written}; a key must be text, write "{written}"')
             return None
-        rule = text_rule(node.value)
+        name = _text(node)
+        rule = text_rule(name)
         if rule is not None:
             self._refuse(key, node, f"has a key that {rule}")
             return None
-        return str(node.value)
+        return name
 
     def _place(self, key: str, node: yaml.Node, marked: yaml.Node) -> None:
         self.places[key] = Place(
@@ -284,7 +285,7 @@ class _Reader:
 
 def _scalar(node: yaml.ScalarNode) -> JsonValue:
     """The value of a scalar; ValueError with the rule."""
-    text = str(node.value)
+    text = _text(node)
     if node.tag == _tag("str"):
         rule = text_rule(text)
         if rule is not None:
@@ -306,6 +307,12 @@ def _scalar(node: yaml.ScalarNode) -> JsonValue:
             raise ValueError("must be a finite number")
         return number
     raise ValueError(f"has the tag {_short_tag(node)}; write a plain value")
+
+
+def _text(node: yaml.ScalarNode) -> str:
+    """With pairs of surrogate escapes as the one character that JSON writers mean by them."""
+    text = str(node.value)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 def _short_tag(node: yaml.Node) -> str:

@@ -48,16 +48,17 @@ def probe(
         start_new_session=True,
     )
     request = json.dumps({"params": dict(params), "base": str(base)}).encode()
-    try:
-        answer, _ = child.communicate(request, timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        rule = f"did not finish its import within {limit_s:g} s; {_way_out(module)}"
-        raise SpecError([Problem(key="family", value=module, rule=rule)]) from None
-    finally:
-        _end(child)
+    with child:
+        try:
+            answer, _ = child.communicate(request, timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            rule = f"did not finish its import within {limit_s:g} s; {_way_out(module)}"
+            raise SpecError([_refused(module, rule)]) from None
+        finally:
+            _end(child)
     if not answer:
         rule = f"ended its process at import ({_exit(child.returncode)}); {_way_out(module)}"
-        raise SpecError([Problem(key="family", value=module, rule=rule)])
+        raise SpecError([_refused(module, rule)])
     reply = json.loads(answer)
     if "problems" in reply:
         raise SpecError([Problem(**problem) for problem in reply["problems"]])

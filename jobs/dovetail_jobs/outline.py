@@ -56,37 +56,34 @@ def key_of(dotted: str, keys: Mapping[str, Key]) -> Key | None:
 def nearest(dotted: str, keys: Iterable[str]) -> list[str]:
     """Up to three dotted keys that an unknown one may have meant, the likeliest first.
 
-    A key of exactly this name elsewhere (`lr` for `train.optimizer.lr`) counts before one that
-    is only spelt alike beside it, unless that is a slip of a letter.
+    First a slip of a letter beside it, then a key of this very name elsewhere (`lr` for
+    `train.optimizer.lr`), a slip of a letter elsewhere, and last what is only somewhat alike.
     """
     parent, _, leaf = dotted.rpartition(".")
-    known = list(keys)
-    slips, alike = [], []
-    for key in known:
+    beside: dict[str, float] = {}
+    elsewhere: dict[str, float] = {}
+    for key in keys:
         key_parent, _, key_leaf = key.rpartition(".")
-        likeness = SequenceMatcher(None, leaf.lower(), key_leaf.lower()).ratio()
-        if key_parent == parent and likeness >= 0.8:
-            slips.append((-likeness, key))
-        elif key_parent == parent and likeness >= 0.6:
-            alike.append((-likeness, key))
-    if slips:
-        return [min(slips)[1]]
-    whole = [key for key in known if key == dotted or key.endswith(f".{dotted}")]
-    same = whole or [key for key in known if key.rpartition(".")[2] == leaf]
-    if same:
-        return same[:3]
-    if alike:
-        return [min(alike)[1]]
-    return nearest_name(dotted, known, cutoff=0.8)
+        likeness = _likeness(leaf, key_leaf)
+        if key == dotted or key.endswith(f".{dotted}"):
+            likeness = 2.0  # `optimizer.lr` for `train.optimizer.lr` alone
+        (beside if key_parent == parent else elsewhere)[key] = likeness
+    for known, least in ((beside, 0.8), (elsewhere, 0.8), (beside, 0.6)):
+        best = max(known.values(), default=0.0)
+        if best >= least:
+            return [key for key, likeness in known.items() if likeness == best][:3]
+    return []
 
 
 def nearest_name(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
     """The one name spelt most like `name`, or none."""
-    ratios = [
-        (-SequenceMatcher(None, name.lower(), other.lower()).ratio(), other) for other in names
-    ]
-    best = min(ratios, default=(0.0, ""))
-    return [best[1]] if -best[0] >= cutoff else []
+    likeness = {other: _likeness(name, other) for other in names}
+    best = max(likeness, key=likeness.__getitem__, default=None)
+    return [best] if best is not None and likeness[best] >= cutoff else []
+
+
+def _likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, one.lower(), other.lower()).ratio()
 
 
 def _members(annotation: Any) -> list[Any]:

@@ -36,6 +36,8 @@ def json_schema() -> dict[str, Any]:
             }
         )
     schema["properties"]["family"] = _family_schema(schema["properties"]["family"])
+    for free in ("env", "secrets"):
+        schema["properties"][free]["additionalProperties"] = False
     definitions["Train"]["oneOf"] = [_present("steps"), _present("epochs")]
     is_family, is_script = _present("family"), _present("script")
     conditions.append({"if": is_family, "then": _present("train")})

@@ -1,6 +1,6 @@
 """What a user reads when a job's YAML is refused: each text, to the letter.
 
-A case is `<case>.yaml` with `<case>.txt` in `tests/golden/errors`, and `<case>.set` for its `--set`s.
+A case is `<case>.yaml` with `<case>.txt` in `tests/golden/errors`, and `<case>.set` for `--set`.
 """
 
 from pathlib import Path

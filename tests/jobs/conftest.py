@@ -1,0 +1,6 @@
+"""Properties are proved on the same examples each time, however busy the machine is."""
+
+from hypothesis import settings
+
+settings.register_profile("jobs", deadline=None, derandomize=True, database=None)
+settings.load_profile("jobs")
