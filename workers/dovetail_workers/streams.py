@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,8 @@ class Stream:
             )
         self.steps_per_epoch = len(feed.source) // feed.batch_size
         self._feed = feed
-        self._seed = seed << 32 | zlib.crc32(name.encode())
+        # Words of 32 bits each: numpy joins them, and words of another width could coincide.
+        self._words = (seed, zlib.crc32(name.encode()))
         self._micro_batch = feed.batch_size // accumulate
         self._per_epoch = self.steps_per_epoch * accumulate
         self._given = 0
@@ -46,6 +47,9 @@ class Stream:
         self._thread = (
             ThreadPoolExecutor(1, thread_name_prefix=f"stream-{name}") if feed.prefetch else None
         )
+
+    def __iter__(self) -> Self:
+        return self
 
     def __next__(self) -> Any:
         """The next micro-batch; an error of the source arrives here."""
@@ -84,8 +88,9 @@ class Stream:
         """The draws of micro-batch `number`, counted from the beginning of the run."""
         epoch, place = divmod(number, self._per_epoch)
         if self._order[0] != epoch:
-            generator = np.random.default_rng((self._seed, epoch))
+            generator = np.random.default_rng((*self._words, epoch))
             self._order = (epoch, generator.permutation(len(self._feed.source)))
         start = place * self._micro_batch
         indices = self._order[1][start : start + self._micro_batch]
-        return [Draw(index=int(i), epoch=epoch, stream_seed=self._seed) for i in indices]
+        stream_seed = self._words[0] << 32 | self._words[1]
+        return [Draw(index=int(i), epoch=epoch, stream_seed=stream_seed) for i in indices]
