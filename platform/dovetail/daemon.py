@@ -1,8 +1,9 @@
 """The one loop of the control plane: load → decide → apply → act.
 
-It listens to the cluster's events and reads the attempts' journals, lets the scheduler decide on a frozen picture, writes each decision
-guarded by the job's version, and then asks the cluster for whatever the store says is still due. What is due follows from the store alone,
-so a daemon that died in between, or lost a command, asks again.
+It listens to the cluster's events and reads the attempts' journals, lets the scheduler decide on a
+frozen picture, writes each decision guarded by the job's version, and then asks the cluster for
+whatever the store says is still due. What is due follows from the store alone, so a daemon that
+died in between, or lost a command, asks again.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from dovetail.cluster.protocol import (
     LaunchFailed,
     NodesSeen,
     Released,
-    WorkerGone,
     Woken,
+    WorkerGone,
 )
 from dovetail.scheduler.cycle import schedule
 from dovetail.scheduler.decisions import Start
@@ -160,7 +161,9 @@ class Daemon:
                 self._lost(message.attempt_id, message.cause)
             case LaunchFailed():
                 job_id, number = _parse(message.attempt_id)
-                self._happened(job_id, lifecycle.LaunchFailed(attempt=number, cause=message.cause))
+                failed = lifecycle.LaunchFailed(attempt=number, cause=message.cause)
+                if self._is_open(self._store.job(job_id), number):
+                    self._happened(job_id, failed)
             case Released():
                 self._released(message)
             case _:
@@ -168,7 +171,9 @@ class Daemon:
         self._changes.bump()
 
     def _meet(self, live: set[str]) -> None:
-        """A cluster is here, with these attempts in it: what is due is asked anew, who is missing is lost."""
+        """A cluster is here, with these attempts in it: what is due is asked anew, who is missing
+        is lost.
+        """
         self._asked_to_launch, self._asked_to_release = live, set()
         for job in self._store.active():
             for attempt in job.unreleased:
@@ -177,7 +182,9 @@ class Daemon:
                     self._lost(attempt.attempt_id, "its worker was gone when the cluster was back")
 
     def _never_began(self, attempt: AttemptRecord) -> bool:
-        """Placed, but its worker has not said a word: it can be launched without being lost first."""
+        """Placed, but its worker has not said a word: it can be launched without being lost
+        first.
+        """
         first = read_segments(self._storage, attempt.job_id, attempt.number, 1)
         return attempt.state is State.STARTING and next(first, None) is None
 
@@ -185,9 +192,13 @@ class Daemon:
         """The worker is gone. Its journal has the first word: an end in it is the end."""
         job_id, number = _parse(attempt_id)
         job = self._read_journal(job_id, number)
-        attempt = next((item for item in job.attempts if item.number == number), None)
-        if attempt is not None and attempt.ended_at is None:
+        if self._is_open(job, number):
             self._happened(job_id, lifecycle.WorkerLost(attempt=number, cause=cause))
+
+    def _is_open(self, job: JobRecord, number: int) -> bool:
+        """Whether this attempt is the job's newest, and not over."""
+        newest = job.newest_attempt
+        return newest is not None and newest.number == number and newest.ended_at is None
 
     def _released(self, message: Released) -> None:
         job_id, number = _parse(message.attempt_id)
@@ -245,9 +256,10 @@ class Daemon:
     def _limit_time(self, active: list[JobRecord]) -> None:
         for job in active:
             limit_s: float | None = job.spec.get("max_duration")
-            if job.state is State.RUNNING and limit_s is not None and job.started_at is not None:
-                if self._clock() >= job.started_at + timedelta(seconds=limit_s):
-                    self._happened(job.id, lifecycle.TimeLimitReached(limit_s=limit_s))
+            if job.state is not State.RUNNING or limit_s is None or job.started_at is None:
+                continue
+            if self._clock() >= job.started_at + timedelta(seconds=limit_s):
+                self._happened(job.id, lifecycle.TimeLimitReached(limit_s=limit_s))
 
     def _schedule(self, active: list[JobRecord]) -> None:
         view = picture.cluster_view(self._state.facts.nodes, active)
@@ -279,7 +291,9 @@ class Daemon:
                 self._changes.bump()
 
     def _just_ended(self, job: JobRecord) -> bool:
-        """A release takes a moment after every attempt; only a long one is worth a line in the story."""
+        """A release takes a moment after every attempt; only a long one is worth a line in the
+        story.
+        """
         ended = [item.ended_at for item in job.unreleased if item.ended_at is not None]
         return bool(ended) and self._clock() - max(ended) < QUIET_RELEASE
 

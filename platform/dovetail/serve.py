@@ -1,7 +1,9 @@
-"""The server process: composition root of settings, store, storage, cluster, daemon and API. `python -m dovetail.serve`.
+"""The server process: composition root of settings, store, storage, cluster, daemon and API.
+`python -m dovetail.serve`.
 
-It listens on loopback only, holds its home's lock for as long as it lives, and never imports ray or torch.
-`--ready-fd N` gets one JSON line: `{"url", "pid"}` when it listens, or `{"error", "exit_code"}` with a sentence for the user.
+It listens on loopback only, holds its home's lock for as long as it lives, and never imports ray or
+torch. `--ready-fd N` gets one JSON line: `{"url", "pid"}` when it listens, or `{"error",
+"exit_code"}` with a sentence for the user.
 """
 
 from __future__ import annotations
@@ -106,15 +108,18 @@ def _bridge_settings(settings: Settings) -> BridgeSettings:
 
 @contextlib.contextmanager
 def _only_server(settings: Settings) -> Iterator[None]:
-    """Hold the lock that says: one server on this home. It falls with the process, however that ends."""
+    """Hold the lock that says: one server on this home. It falls with the process, however that
+    ends.
+    """
     with settings.server_lock.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise Conflict(
-                f"a server already runs on {settings.home} (pid {file.read().strip() or 'unknown'}); "
-                "use it, end it with `dovetail down`, or set another DOVETAIL_HOME"
+                f"a server already runs on {settings.home} "
+                f"(pid {file.read().strip() or 'unknown'}); use it, "
+                "end it with `dovetail down`, or set another DOVETAIL_HOME"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -131,8 +136,8 @@ def _listen(port: int | None) -> socket.socket:
     except OSError as error:
         listener.close()
         raise UserError(
-            f"port {port}: {os.strerror(error.errno or 0).lower()} on 127.0.0.1; choose another with "
-            "--port or DOVETAIL_PORT, or leave it out for a free one"
+            f"port {port}: {os.strerror(error.errno or 0).lower()} on 127.0.0.1; "
+            "choose another with --port or DOVETAIL_PORT, or leave it out for a free one"
         ) from None
     return listener
 
@@ -168,7 +173,9 @@ def main() -> int:
     parser.add_argument("--ready-fd", type=int)
     ready_fd: int | None = parser.parse_args().ready_fd
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
     )
     try:
         serve(Settings.from_environment(), ready_fd)

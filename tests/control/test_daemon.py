@@ -1,4 +1,6 @@
-"""The loop turned by hand over a real store and a scripted cluster: what the store says after each piece of news."""
+"""The loop turned by hand over a real store and a scripted cluster: what the store says after each
+piece of news.
+"""
 
 from __future__ import annotations
 

@@ -79,7 +79,9 @@ def log_text(launch: Launch) -> str:
 
 
 def wait_for(what: str, holds: Callable[[], object], deadline_s: float = DEADLINE_S) -> Any:
-    """Poll until `holds` is true and give its value; for things of other processes that send no event."""
+    """Poll until `holds` is true and give its value; for things of other processes that send no
+    event.
+    """
     end = time.monotonic() + deadline_s
     while not (value := holds()):
         assert time.monotonic() < end, f"{what} did not happen within {deadline_s:g} s"

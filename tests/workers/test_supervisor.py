@@ -5,6 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from dovetail_workers.launch import Launch
+from dovetail_workers.reports import CheckpointSaved, Ended, Metrics, Started
 from helpers.attempts import (
     alive,
     ended,
@@ -15,9 +18,6 @@ from helpers.attempts import (
     start,
     wait_for,
 )
-
-from dovetail_workers.launch import Launch
-from dovetail_workers.reports import CheckpointSaved, Ended, Metrics, Started
 
 
 def pids_in(path: Path, count: int) -> list[int]:
@@ -125,8 +125,10 @@ def test_reports_become_metrics_and_a_bad_line_is_named_in_the_log(tmp_path: Pat
 
 def test_a_script_finds_its_newest_checkpoint_again(tmp_path: Path) -> None:
     save = (
-        "for s in 1 2 3; do mkdir -p $DOVETAIL_CHECKPOINTS/$s/deep; echo state $s > $DOVETAIL_CHECKPOINTS/$s/deep/a; "
-        'echo "{\\"step\\": $s, \\"checkpoint\\": \\"$DOVETAIL_CHECKPOINTS/$s\\"}" >> $DOVETAIL_REPORTS; done; kill -9 $$'
+        "for s in 1 2 3; do d=$DOVETAIL_CHECKPOINTS/$s; mkdir -p $d/deep; "
+        "echo state $s > $d/deep/a; "
+        'echo "{\\"step\\": $s, \\"checkpoint\\": \\"$d\\"}" >> $DOVETAIL_REPORTS; done; '
+        "kill -9 $$"
     )
     first = script_launch(tmp_path, save)
     assert run(first, tmp_path).outcome == "lost"
@@ -156,13 +158,14 @@ def test_a_secret_that_is_not_there_is_refused_by_its_reference(tmp_path: Path) 
     launch = script_launch(tmp_path, "true", secrets={"KEY": "env:NOT_SET_ANYWHERE"})
     assert run(launch, tmp_path).outcome == "failed"
     assert ended(launch).message == (
-        "secrets.KEY: env:NOT_SET_ANYWHERE  the worker's environment on n1 has no NOT_SET_ANYWHERE; "
+        "secrets.KEY: env:NOT_SET_ANYWHERE  "
+        "the worker's environment on n1 has no NOT_SET_ANYWHERE; "
         "set it where Ray is started, or use file:PATH"
     )
 
 
 def test_the_program_is_told_its_place_and_its_threads(tmp_path: Path) -> None:
-    names = "JOB ATTEMPT RANK WORLD_SIZE DEVICE DEVICE_MEMORY".split()
+    names = ["JOB", "ATTEMPT", "RANK", "WORLD_SIZE", "DEVICE", "DEVICE_MEMORY"]
     script = "; ".join(f"echo $DOVETAIL_{name}" for name in names) + "; echo $OMP_NUM_THREADS $A"
     launch = script_launch(
         tmp_path, script, resources={"cpus": 3.5}, env={"A": "b c"}, workdir=str(tmp_path)

@@ -1,4 +1,6 @@
-"""One attempt without Ray: `python -m dovetail_workers LAUNCH.json`. Prints the program's output, and how it ended on stderr."""
+"""One attempt without Ray: `python -m dovetail_workers LAUNCH.json`. Prints the program's output,
+and how it ended on stderr.
+"""
 
 from __future__ import annotations
 

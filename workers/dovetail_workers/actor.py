@@ -1,6 +1,8 @@
-"""The Ray actors of a node: one `AttemptWorker` per attempt, and one small `NodeAgent` that knows the node's devices.
+"""The Ray actors of a node: one `AttemptWorker` per attempt, and one small `NodeAgent` that knows
+the node's devices.
 
-Both are detached and named, so that a bridge that comes later finds them. `max_restarts=0`: Ray never starts anything again by itself.
+Both are detached and named, so that a bridge that comes later finds them. `max_restarts=0`: Ray
+never starts anything again by itself.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ import ray
 from dovetail_workers import process_tree
 from dovetail_workers.devices import Device, discover
 from dovetail_workers.launch import Launch
-from dovetail_workers.supervisor import Supervisor
+from dovetail_workers.supervisor import Supervisor, remove_scratch
 
 
 @ray.remote(max_restarts=0, concurrency_groups={"control": 4})
 class AttemptWorker:
-    """One attempt: `run` holds the main group for its whole life, `stop` and `watch` answer beside it."""
+    """One attempt: `run` holds the main group for its whole life, `stop` and `watch` answer beside
+    it.
+    """
 
     def __init__(self, launch: dict[str, Any]) -> None:
         self._launch = Launch.from_json(launch)
@@ -27,13 +31,18 @@ class AttemptWorker:
         self._over = False
         self._changed = threading.Condition()
         self._supervisor = Supervisor(self._launch, self._wake)
-        print(f"job {self._launch.job_id} {self._launch.job_name}, attempt {self._launch.attempt}", flush=True)
+        print(
+            f"job {self._launch.job_id} {self._launch.job_name}, attempt {self._launch.attempt}",
+            flush=True,
+        )
 
     def __repr__(self) -> str:
         return f"{self._launch.job_id} {self._launch.job_name}"
 
     def run(self) -> str:
-        """Run the attempt to its end and say how it ended. Once only: a bridge that is not sure asks again."""
+        """Run the attempt to its end and say how it ended. Once only: a bridge that is not sure
+        asks again.
+        """
         if self._over:
             return "over"
         try:
@@ -49,7 +58,9 @@ class AttemptWorker:
 
     @ray.method(concurrency_group="control")
     def watch(self, news: int, timeout_s: float) -> tuple[int, bool]:
-        """Wait for news beyond number `news` or the end; the number now, and whether the attempt is over."""
+        """Wait for news beyond number `news` or the end; the number now, and whether the attempt is
+        over.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._over or self._news > news, timeout=timeout_s)
             return self._news, self._over
@@ -75,8 +86,11 @@ class NodeAgent:
         return self._devices
 
     def sweep(self, attempt_id: str, worker_pid: int | None) -> int:
-        """End whatever still runs for an attempt, its worker included, and return when none of it is left; how many were killed."""
+        """End whatever still runs for an attempt, its worker included, and return when none of it
+        is left; how many were killed.
+        """
         killed = process_tree.kill_attempt(attempt_id)
         if worker_pid is not None:
             process_tree.wait_gone([worker_pid], timeout_s=5)
+        remove_scratch(attempt_id)
         return killed

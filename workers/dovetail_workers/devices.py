@@ -1,4 +1,6 @@
-"""What devices this node has: CUDA devices where there are any, else CPU devices with a byte budget each."""
+"""What devices this node has: CUDA devices where there are any, else CPU devices with a byte budget
+each.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from dataclasses import dataclass
 
 import psutil
 
-HOST_SHARE = 0.8  # of the memory that is free: the rest stays for Ray, the page cache and other people
+HOST_SHARE = (
+    0.8  # of the memory that is free: the rest stays for Ray, the page cache and other people
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,9 +24,11 @@ class Device:
 
 
 def discover(cpu_devices: int | None, device_bytes: int | None) -> list[Device]:
-    """The node's devices. CPU devices are offered where no GPU is, or where `cpu_devices` asks for them.
+    """The node's devices. CPU devices are offered where no GPU is, or where `cpu_devices` asks for
+    them.
 
-    `device_bytes` is the budget of each CPU device; by default they share most of the memory that is free now.
+    `device_bytes` is the budget of each CPU device; by default they share most of the memory that
+    is free now.
     """
     gpus = [] if cpu_devices else _gpus()
     if gpus:

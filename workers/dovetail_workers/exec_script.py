@@ -1,4 +1,6 @@
-"""Become the user's program: tie its life to the supervisor, then exec. Usage: exec_script SUPERVISOR_PID WORD..."""
+"""Become the user's program: tie its life to the supervisor, then exec. Usage: exec_script
+SUPERVISOR_PID WORD...
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The reports pipe (`$DOVETAIL_REPORTS`): a named pipe that any program appends JSON lines to, in any language.
+"""The reports pipe (`$DOVETAIL_REPORTS`): a named pipe that any program appends JSON lines to, in
+any language.
 
-A line is a typed report (`reports.py`) or the short form `{"step": 10, "steps": 100, "metrics": {"loss": 0.3}}`, with
-`"checkpoint": "folder"` for a folder that the program has written.
+A line is a typed report (`reports.py`) or the short form `{"step": 10, "steps": 100, "metrics":
+{"loss": 0.3}}`, with `"checkpoint": "folder"` for a folder that the program has written.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ MAX_LINE_BYTES = 1 << 20
 
 
 class ReportInbox:
-    """Reads the pipe in a thread; `accept` gets each report, `complain` a sentence for each line that is none."""
+    """Reads the pipe in a thread; `accept` gets each report, `complain` a sentence for each line
+    that is none.
+    """
 
     def __init__(
         self, path: Path, accept: Callable[[Report], None], complain: Callable[[str], None]
@@ -106,7 +109,9 @@ def _short_form(value: dict[str, Any], step: int) -> list[Report]:
         for name, number in metrics.items():
             if not isinstance(number, int | float) or not math.isfinite(number):
                 raise ValueError(f"metrics.{name} must be a finite number")
-        found.append(Metrics(step=step, values={k: float(v) for k, v in metrics.items()}, phase=phase))
+        found.append(
+            Metrics(step=step, values={k: float(v) for k, v in metrics.items()}, phase=phase)
+        )
     if "checkpoint" in value:
         found.append(CheckpointFolder(step=step, path=str(value["checkpoint"])))
     return found

@@ -1,7 +1,9 @@
-"""The journal of an attempt: its reports, numbered, in storage. Nobody needs to listen while it is written.
+"""The journal of an attempt: its reports, numbered, in storage. Nobody needs to listen while it is
+written.
 
-Segments are numbered without gaps and created, never replaced: a second writer of the same attempt meets KeyExists and knows that it is
-fenced. A reader keeps the number of the next segment as its cursor.
+Segments are numbered without gaps and created, never replaced: a second writer of the same attempt
+meets KeyExists and knows that it is fenced. A reader keeps the number of the next segment as its
+cursor.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _CAN_WAIT = (reports.Progress, reports.Metrics, reports.MemoryUsed)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One report as it stands in the journal: `number` counts from 1 within the attempt, `at` is the worker's clock."""
+    """One report as it stands in the journal: `number` counts from 1 within the attempt, `at` is
+    the worker's clock.
+    """
 
     number: int
     at: datetime
@@ -70,7 +74,9 @@ class JournalWriter:
 def write_segment(
     storage: Storage, job_id: str, attempt: int, number: int, entries: Sequence[Entry]
 ) -> None:
-    """Create segment `number` (from 1); raises KeyExists when another writer of this attempt did."""
+    """Create segment `number` (from 1); raises KeyExists when another writer of this
+    attempt did.
+    """
     key = keys.journal_segment(job_id, attempt, number)
     storage.create(key, b"".join(_line(entry) for entry in entries))
 

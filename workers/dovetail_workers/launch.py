@@ -8,7 +8,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """`spec` is the resolved JSON of the job. `resume_from` lists storage prefixes whose checkpoints may serve, best first."""
+    """`spec` is the resolved JSON of the job. `resume_from` lists storage prefixes whose
+    checkpoints may serve, best first.
+    """
 
     job_id: str
     job_name: str

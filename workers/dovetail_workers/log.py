@@ -1,6 +1,8 @@
-"""The log of an attempt: what its program printed, as numbered segments in storage, whole to the last line.
+"""The log of an attempt: what its program printed, as numbered segments in storage, whole to the
+last line.
 
-Bytes are kept as they came, except that the values of the job's secrets are masked. An offset counts bytes from the start of the attempt's log.
+Bytes are kept as they came, except that the values of the job's secrets are masked. An offset
+counts bytes from the start of the attempt's log.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ _TAIL_BYTES = 2000
 
 
 class LogWriter:
-    """Collects output and writes it as segments; `tee` gets every masked piece, `on_written` follows each segment."""
+    """Collects output and writes it as segments; `tee` gets every masked piece, `on_written`
+    follows each segment.
+    """
 
     def __init__(
         self,
@@ -46,7 +50,9 @@ class LogWriter:
         return self._pacer.error
 
     def write(self, data: bytes) -> None:
-        """Take output; an unfinished line is held back only while secrets could straddle the cut."""
+        """Take output; an unfinished line is held back only while secrets could straddle
+        the cut.
+        """
         with self._lock:
             data = self._held + data
             cut = len(data)
@@ -98,8 +104,12 @@ class LogPiece:
         return self.offset + len(self.data)
 
 
-def read_log(storage: Storage, job_id: str, attempt: int, offset: int, limit_bytes: int) -> LogPiece:
-    """At most `limit_bytes` of an attempt's log from `offset`; a negative offset counts from the end."""
+def read_log(
+    storage: Storage, job_id: str, attempt: int, offset: int, limit_bytes: int
+) -> LogPiece:
+    """At most `limit_bytes` of an attempt's log from `offset`; a negative offset counts from the
+    end.
+    """
     segments = list(storage.list(keys.log_prefix(job_id, attempt)))
     if offset < 0:
         offset = max(0, sum(info.bytes for info in segments) + offset)

@@ -1,7 +1,9 @@
-"""How often an attempt writes small news to storage: often while it is young, rarely when it is old.
+"""How often an attempt writes small news to storage: often while it is young, rarely when it is
+old.
 
-An object store has no append, so each flush is an object. From every 0.5 s to every 5 s keeps a young job lively and a ten-hour job below
-eight thousand objects. Urgent news (started, checkpoint, ended) does not wait.
+An object store has no append, so each flush is an object. From every 0.5 s to every 5 s keeps a
+young job lively and a ten-hour job below eight thousand objects. Urgent news (started, checkpoint,
+ended) does not wait.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ def interval_s(age_s: float) -> float:
 
 
 class Pacer:
-    """Calls `flush` from a thread of its own: at the pace when there is news, at once when the news is urgent."""
+    """Calls `flush` from a thread of its own: at the pace when there is news, at once when the news
+    is urgent.
+    """
 
     def __init__(self, flush: Callable[[], None], name: str) -> None:
         self._flush = flush

@@ -1,8 +1,11 @@
-"""End every process of an attempt, also those that left its process group, and know that none is left.
+"""End every process of an attempt, also those that left its process group, and know that none is
+left.
 
-Two nets. The supervisor is a *subreaper* (prctl(2)): a descendant whose parent ends becomes its child, whatever sessions or groups it
-made for itself, so its tree holds them all. And every process of an attempt inherits `DOVETAIL_ATTEMPT=<job>.<n>`, so that the node's agent
-finds them when the supervisor itself is gone. A tree that cleared its environment *and* lost its supervisor is out of reach.
+Two nets. The supervisor is a *subreaper* (prctl(2)): a descendant whose parent ends becomes its
+child, whatever sessions or groups it made for itself, so its tree holds them all. And every process
+of an attempt inherits `DOVETAIL_ATTEMPT=<job>.<n>`, so that the node's agent finds them when the
+supervisor itself is gone. A tree that cleared its environment *and* lost its supervisor is out of
+reach.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ def become_subreaper() -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """This process gets SIGKILL when its parent ends; it ends at once when that has happened already."""
+    """This process gets SIGKILL when its parent ends; it ends at once when that has happened
+    already.
+    """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
@@ -45,30 +50,37 @@ def die_with_parent(parent_pid: int) -> None:
 def kill_descendants(deadline_s: float = 5.0) -> int:
     """Kill all descendants of this process and wait until none is left; how many there were.
 
-    Loops because a tree can grow while it is walked. Raises TimeoutError naming what is left (a process in uninterruptible sleep).
+    Loops because a tree can grow while it is walked. Raises TimeoutError naming what is left (a
+    process in uninterruptible sleep).
     """
     me = psutil.Process()
     return _kill_until_none(lambda: me.children(recursive=True), deadline_s)
 
 
 def kill_attempt(attempt_id: str, deadline_s: float = 5.0) -> int:
-    """Kill every process on this machine that carries the attempt's id, as `kill_descendants` does."""
+    """Kill every process on this machine that carries the attempt's id, as
+    `kill_descendants` does.
+    """
     return _kill_until_none(lambda: list(processes_with(ATTEMPT_VARIABLE, attempt_id)), deadline_s)
 
 
 def processes_with(variable: str, value: str) -> Iterable[psutil.Process]:
-    """Processes other than this one that were started with `variable=value` in their environment."""
+    """Processes other than this one that were started with `variable=value` in their
+    environment.
+    """
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and process.environ().get(variable) == value:
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    yield process
+            carries = process.environ().get(variable) == value
+            if carries and process.pid != os.getpid() and _alive(process):
+                yield process
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
 
 
 def wait_gone(pids: Iterable[int], timeout_s: float) -> None:
-    """Until all of these processes have ended or the time is over. Collects no exit status: that is their parent's to read."""
+    """Until all of these processes have ended or the time is over. Collects no exit status: that is
+    their parent's to read.
+    """
     end = time.monotonic() + timeout_s
     for pid in pids:
         try:

@@ -1,4 +1,6 @@
-"""What an attempt runs: the command line and the environment of its training process. Pure, apart from reading secrets."""
+"""What an attempt runs: the command line and the environment of its training process. Pure, apart
+from reading secrets.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _NOT_INHERITED = ("RAY_", "PYTHONPATH")  # Ray's own tokens and addresses are no
 
 
 def command(launch: Launch, scratch: Path) -> list[str]:
-    """A family runs in our rank process; a script by itself, through a shell only where it uses shell syntax."""
+    """A family runs in our rank process; a script by itself, through a shell only where it uses
+    shell syntax.
+    """
     spec = JobSpec.model_validate(launch.spec)
     python = [sys.executable, "-m"]
     if spec.script is None:
@@ -33,14 +37,17 @@ def working_directory(launch: Launch, scratch: Path) -> Path:
 
 
 def secret_values(launch: Launch, environment: Mapping[str, str]) -> dict[str, str]:
-    """The job's secrets by name, read where the worker runs. Raises UserError naming the reference, never the value."""
+    """The job's secrets by name, read where the worker runs. Raises UserError naming the reference,
+    never the value.
+    """
     found: dict[str, str] = {}
     for name, reference in launch.spec.get("secrets", {}).items():
         kind, _, place = reference.partition(":")
         if kind == "env":
             if place not in environment:
                 raise UserError(
-                    f"secrets.{name}: {reference}  the worker's environment on {launch.node} has no {place}; "
+                    f"secrets.{name}: {reference}  "
+                    f"the worker's environment on {launch.node} has no {place}; "
                     "set it where Ray is started, or use file:PATH"
                 )
             found[name] = environment[place]
@@ -48,7 +55,9 @@ def secret_values(launch: Launch, environment: Mapping[str, str]) -> dict[str, s
             try:
                 found[name] = Path(place).expanduser().read_text().strip()
             except OSError as error:
-                raise UserError(f"secrets.{name}: {reference}  {error.strerror} on {launch.node}") from None
+                raise UserError(
+                    f"secrets.{name}: {reference}  {error.strerror} on {launch.node}"
+                ) from None
     return found
 
 
@@ -59,7 +68,9 @@ def environment(
     secrets: Mapping[str, str],
     resume_folder: Path | None,
 ) -> dict[str, str]:
-    """The variables of the training process. The thread count follows `resources.cpus`, so that numbers depend on the spec only."""
+    """The variables of the training process. The thread count follows `resources.cpus`, so that
+    numbers depend on the spec only.
+    """
     spec = JobSpec.model_validate(launch.spec)
     kept = {k: v for k, v in inherited.items() if not k.startswith(_NOT_INHERITED)}
     threads = str(max(1, int(spec.resources.cpus)))

@@ -1,6 +1,8 @@
-"""The training process of a family: `python -m dovetail_workers.rank SUPERVISOR_PID LAUNCH.json`, started by the supervisor.
+"""The training process of a family: `python -m dovetail_workers.rank SUPERVISOR_PID LAUNCH.json`,
+started by the supervisor.
 
-Exit code 0 for a run to its end, 143 for one that was asked to stop, 2 for what the user wrote and must mend, 1 for a failure.
+Exit code 0 for a run to its end, 143 for one that was asked to stop, 2 for what the user wrote and
+must mend, 1 for a failure.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def main() -> int:
         os.write(pipe, reports.to_line(item))
 
     try:
-        # torch comes in here, after the signal handler stands: a stop during the import is answered too
+        # torch comes in here, after the signal handler stands: a stop during the import is answered
+        # too
         from dovetail_workers.storage.open import open_storage
         from dovetail_workers.train import train
 

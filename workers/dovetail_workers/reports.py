@@ -1,7 +1,9 @@
-"""The words a worker speaks upward. Frozen values; one JSON object per line in the reports pipe and in the journal.
+"""The words a worker speaks upward. Frozen values; one JSON object per line in the reports pipe and
+in the journal.
 
-The training process writes `Progress`, `Metrics`, `CheckpointSaved`, `CheckpointRemoved`, `MemoryUsed` and `Refused` to `$DOVETAIL_REPORTS`;
-the supervisor beside it adds `Started` and `Ended`, numbers all of them and puts them into the journal in storage.
+The training process writes `Progress`, `Metrics`, `CheckpointSaved`, `CheckpointRemoved`,
+`MemoryUsed` and `Refused` to `$DOVETAIL_REPORTS`; the supervisor beside it adds `Started` and
+`Ended`, numbers all of them and puts them into the journal in storage.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where the run is. `steps` is the total of this phase, None when the program does not know it."""
+    """Where the run is. `steps` is the total of this phase, None when the program does not
+    know it.
+    """
 
     type: ClassVar[str] = "progress"
     step: int
@@ -38,7 +42,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """What the workload's loss and metric functions returned at this step: deterministic values only."""
+    """What the workload's loss and metric functions returned at this step: deterministic values
+    only.
+    """
 
     type: ClassVar[str] = "metrics"
     step: int
@@ -68,7 +74,9 @@ class CheckpointRemoved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFolder:
-    """A script wrote a checkpoint into the local folder `path`; the supervisor stores it and says CheckpointSaved."""
+    """A script wrote a checkpoint into the local folder `path`; the supervisor stores it and says
+    CheckpointSaved.
+    """
 
     type: ClassVar[str] = "checkpoint_folder"
     step: int
@@ -77,7 +85,9 @@ class CheckpointFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUsed:
-    """Resident bytes by the operating system: the bare process with its libraries, and the highest growth over it."""
+    """Resident bytes by the operating system: the bare process with its libraries, and the highest
+    growth over it.
+    """
 
     type: ClassVar[str] = "memory"
     base_bytes: int | None = None
@@ -120,7 +130,9 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def from_json(value: dict[str, Any]) -> Report:
-    """Read a report; keys that a later version added are ignored. Raises ValueError naming what is missing."""
+    """Read a report; keys that a later version added are ignored. Raises ValueError naming what is
+    missing.
+    """
     kind = _TYPES.get(value.get("type", ""))
     if kind is None:
         raise ValueError(f"report type {value.get('type')!r} is not one of {', '.join(_TYPES)}")

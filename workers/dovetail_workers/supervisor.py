@@ -1,7 +1,8 @@
-"""One attempt from launch to end, beside the training process: starts it, carries its words to storage, stops it, and says how it ended.
+"""One attempt from launch to end, beside the training process: starts it, carries its words to
+storage, stops it, and says how it ended.
 
-The supervisor never trains: a crash, a kill or a deadlock of the training process cannot take the story with it. It knows nothing of Ray;
-`actor.py` puts it into one.
+The supervisor never trains: a crash, a kill or a deadlock of the training process cannot take the
+story with it. It knows nothing of Ray; `actor.py` puts it into one.
 """
 
 from __future__ import annotations
@@ -25,15 +26,35 @@ from dovetail_workers.inbox import ReportInbox
 from dovetail_workers.journal import JournalWriter
 from dovetail_workers.launch import Launch
 from dovetail_workers.log import LogWriter
-from dovetail_workers.reports import CheckpointFolder, CheckpointSaved, Ended, Refused, Report, Started
+from dovetail_workers.reports import (
+    CheckpointFolder,
+    CheckpointSaved,
+    Ended,
+    Refused,
+    Report,
+    Started,
+)
 from dovetail_workers.storage.open import open_storage
 
 SCRIPT_CHECKPOINTS_KEPT = 2
 OWN_WORDS = "dovetail:"  # begins the lines of a log that we wrote, not the program
 
 
+def scratch_prefix(attempt_id: str) -> str:
+    """How the names of an attempt's local folders begin, in the system's temporary folder."""
+    return f"dovetail-{attempt_id}-"
+
+
+def remove_scratch(attempt_id: str) -> None:
+    """Remove what a supervisor that was killed could not."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{scratch_prefix(attempt_id)}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Supervisor:
-    """Runs one `Launch`. `run` and `stop` are called from different threads; `on_news` after each object written to storage."""
+    """Runs one `Launch`. `run` and `stop` are called from different threads; `on_news` after each
+    object written to storage.
+    """
 
     def __init__(self, launch: Launch, on_news: Callable[[], None]) -> None:
         self._launch = launch
@@ -50,10 +71,11 @@ class Supervisor:
     def run(self) -> Ended:
         """Run the program to its end; the returned `Ended` is the journal's last entry.
 
-        Raises StorageError when the journal cannot be written: then the attempt has no voice, and its end is a loss.
+        Raises StorageError when the journal cannot be written: then the attempt has no voice, and
+        its end is a loss.
         """
         process_tree.become_subreaper()
-        scratch = Path(tempfile.mkdtemp(prefix="dovetail-"))
+        scratch = Path(tempfile.mkdtemp(prefix=scratch_prefix(self._launch.attempt_id)))
         try:
             ended = self._run_in(scratch)
         except UserError as error:
@@ -72,7 +94,9 @@ class Supervisor:
         return ended
 
     def stop(self, grace_s: float) -> None:
-        """Ask the program to end (SIGTERM to its group), kill its whole tree after `grace_s`, return when it is over."""
+        """Ask the program to end (SIGTERM to its group), kill its whole tree after `grace_s`,
+        return when it is over.
+        """
         with self._lock:
             self._stopping.set()
             process = self._process
@@ -89,7 +113,11 @@ class Supervisor:
         secrets = program.secret_values(launch, os.environ)
         resumed = self._resume_script(scratch / "resume")
         environment = program.environment(
-            launch, scratch, os.environ, secrets, scratch / "resume" if resumed is not None else None
+            launch,
+            scratch,
+            os.environ,
+            secrets,
+            scratch / "resume" if resumed is not None else None,
         )
         log = LogWriter(
             self._storage,
@@ -115,7 +143,9 @@ class Supervisor:
     def _train(
         self, scratch: Path, environment: dict[str, str], log: LogWriter, resumed: int | None
     ) -> int:
-        """Start the training process and wait for it and for all that it started; its exit code, negative for a signal."""
+        """Start the training process and wait for it and for all that it started; its exit code,
+        negative for a signal.
+        """
         with self._lock:
             if self._stopping.is_set():
                 return -signal.SIGTERM
@@ -130,7 +160,9 @@ class Supervisor:
                     start_new_session=True,
                 )
             except OSError as error:
-                raise UserError(f"workdir: {self._launch.spec.get('workdir')}  {error.strerror}") from None
+                raise UserError(
+                    f"workdir: {self._launch.spec.get('workdir')}  {error.strerror}"
+                ) from None
             self._process = process
         assert process.stdout is not None
         if self._launch.spec.get("script"):
@@ -146,7 +178,8 @@ class Supervisor:
         pump = threading.Thread(target=_pump, args=(output, log), name="output", daemon=True)
         pump.start()
         exit_code = process.wait()
-        process_tree.kill_descendants()  # what the program left behind ends with it, and with it the pipe
+        # What the program left behind ends with it, and with it the pipe
+        process_tree.kill_descendants()
         pump.join()
         process.stdout.close()
         return exit_code
@@ -160,7 +193,9 @@ class Supervisor:
         self._journal.append(report)
 
     def _store_folder(self, report: CheckpointFolder) -> None:
-        """A script's checkpoint folder becomes parts and a manifest in storage; older ones go by retention."""
+        """A script's checkpoint folder becomes parts and a manifest in storage; older ones go by
+        retention.
+        """
         launch = self._launch
         prefix = keys.checkpoint_prefix(launch.job_id, report.step, launch.attempt)
         folder = Path(program.working_directory(launch, Path.cwd()), report.path)
@@ -178,7 +213,9 @@ class Supervisor:
             self._journal.append(reports.CheckpointRemoved(key=removed))
 
     def _resume_script(self, into: Path) -> int | None:
-        """Fetch a script's newest whole checkpoint into a folder; its step, or None. A family resumes by itself."""
+        """Fetch a script's newest whole checkpoint into a folder; its step, or None. A family
+        resumes by itself.
+        """
         if not self._launch.spec.get("script"):
             return None
         newest = checkpoint.newest(self._storage, self._launch.resume_from)
@@ -201,7 +238,9 @@ class Supervisor:
         what = f"exited with code {exit_code}"
         if exit_code < 0:
             what = f"ended by signal {signal.Signals(-exit_code).name}"
-        lines = [line for line in tail.splitlines() if line.strip() and not line.startswith(OWN_WORDS)]
+        lines = [
+            line for line in tail.splitlines() if line.strip() and not line.startswith(OWN_WORDS)
+        ]
         last = f"; its last line: {lines[-1].strip()[:300]}" if lines else ""
         kind = "script" if self._launch.spec.get("script") else "training process"
         return Ended(outcome="failed", exit_code=exit_code, message=f"the {kind} {what}{last}")

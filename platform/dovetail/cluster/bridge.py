@@ -1,7 +1,9 @@
-"""The Ray driver: a child process of the server that may die at any time. `python -m dovetail.cluster.bridge SETTINGS`.
+"""The Ray driver: a child process of the server that may die at any time. `python -m
+dovetail.cluster.bridge SETTINGS`.
 
-A process connected to Ray is ended by Ray about a minute after its head is lost, so the server is never one. The bridge reads commands from
-standard input, writes events to standard output, ends with the pipe, and keeps no state that its successor could not learn again.
+A process connected to Ray is ended by Ray about a minute after its head is lost, so the server is
+never one. The bridge reads commands from standard input, writes events to standard output, ends
+with the pipe, and keeps no state that its successor could not learn again.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from dovetail.cluster.protocol import (
     LaunchFailed,
     NodesSeen,
     Released,
-    WorkerGone,
     Woken,
+    WorkerGone,
 )
 from dovetail.cluster.wire import BridgeSettings
 from dovetail.scheduler.view import DeviceView, NodeView

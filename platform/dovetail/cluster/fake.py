@@ -1,7 +1,9 @@
-"""A scripted cluster without Ray, for tests and for trying the control plane: it runs nothing, it only says what it is told to say.
+"""A scripted cluster without Ray, for tests and for trying the control plane: it runs nothing, it
+only says what it is told to say.
 
-Commands are remembered in `launched` and `released`. A test then plays the worker: `report` writes into the attempt's journal as a real
-one would and wakes the daemon, `lose` takes the worker away, `finish` ends it well.
+Commands are remembered in `launched` and `released`. A test then plays the worker: `report` writes
+into the attempt's journal as a real one would and wakes the daemon, `lose` takes the worker away,
+`finish` ends it well.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from dovetail.cluster.protocol import (
     LaunchFailed,
     NodesSeen,
     Released,
-    WorkerGone,
     Woken,
+    WorkerGone,
 )
 from dovetail.scheduler.view import DeviceView, NodeView
 from dovetail_workers.journal import Entry, write_segment
@@ -27,7 +29,9 @@ from dovetail_workers.reports import Ended, Report, Started
 from dovetail_workers.storage.protocol import Storage
 
 
-def one_node(devices: int = 1, device_bytes: int = 2**30, cpus: float = 2.0) -> tuple[NodeView, ...]:
+def one_node(
+    devices: int = 1, device_bytes: int = 2**30, cpus: float = 2.0
+) -> tuple[NodeView, ...]:
     """A node `n1` with CPU devices."""
     names = (f"cpu:{index}" for index in range(devices))
     found = tuple(DeviceView(name=name, bytes=device_bytes) for name in names)
@@ -35,7 +39,9 @@ def one_node(devices: int = 1, device_bytes: int = 2**30, cpus: float = 2.0) -> 
 
 
 class FakeCluster:
-    """Implements `Cluster`. With `auto_release` (default) a release is answered at once, as by workers that obey."""
+    """Implements `Cluster`. With `auto_release` (default) a release is answered at once, as by
+    workers that obey.
+    """
 
     def __init__(
         self,

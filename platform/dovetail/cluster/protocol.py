@@ -1,7 +1,8 @@
 """What the daemon asks of a cluster, and what a cluster tells it: commands in, events out.
 
-Two implementations: `ray_cluster.RayCluster` (a child process that is the Ray driver) and `fake.FakeCluster` (scripted, for tests).
-Events are only news; the truth is the store for decisions and the journal in storage for what a job did.
+Two implementations: `ray_cluster.RayCluster` (a child process that is the Ray driver) and
+`fake.FakeCluster` (scripted, for tests). Events are only news; the truth is the store for decisions
+and the journal in storage for what a job did.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from dovetail_workers.launch import Launch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterUp:
-    """Connected. `live` are the attempts (`<job>.<n>`) whose workers exist, whoever started them."""
+    """Connected. `live` are the attempts (`<job>.<n>`) whose workers exist, whoever started
+    them.
+    """
 
     address: str
     dashboard_url: str | None
@@ -60,7 +63,9 @@ class Woken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Released:
-    """Checked: no process of the attempt is left and its resources are back. `killed` counts what had to be killed."""
+    """Checked: no process of the attempt is left and its resources are back. `killed` counts what
+    had to be killed.
+    """
 
     attempt_id: str
     killed: int

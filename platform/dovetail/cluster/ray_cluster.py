@@ -1,4 +1,6 @@
-"""The Ray cluster as the server sees it: a bridge process at the other end of a pipe, started again whenever it ends."""
+"""The Ray cluster as the server sees it: a bridge process at the other end of a pipe, started again
+whenever it ends.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 10.0
 
 
 class RayCluster:
-    """Implements `Cluster`. Commands given while no bridge stands are dropped: the daemon repeats what is still due at ClusterUp."""
+    """Implements `Cluster`. Commands given while no bridge stands are dropped: the daemon repeats
+    what is still due at ClusterUp.
+    """
 
     def __init__(self, settings: BridgeSettings, deliver: Deliver, bridge_log: Path) -> None:
         self._settings, self._deliver, self._bridge_log = settings, deliver, bridge_log
@@ -74,7 +78,12 @@ class RayCluster:
         while not self._closing.is_set():
             with self._bridge_log.open("ab") as errors:
                 bridge = subprocess.Popen(
-                    [sys.executable, "-m", "dovetail.cluster.bridge", json.dumps(asdict(self._settings))],
+                    [
+                        sys.executable,
+                        "-m",
+                        "dovetail.cluster.bridge",
+                        json.dumps(asdict(self._settings)),
+                    ],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,

@@ -1,6 +1,8 @@
-"""Start and stop the Ray head of this home: loopback only, token-guarded, in processes that outlive server and bridge.
+"""Start and stop the Ray head of this home: loopback only, token-guarded, in processes that outlive
+server and bridge.
 
-Every process of it carries `DOVETAIL_RAY_SESSION=<id>` in its environment, so that exactly these are ended, and nobody else's Ray.
+Every process of it carries `DOVETAIL_RAY_SESSION=<id>` in its environment, so that exactly these
+are ended, and nobody else's Ray.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from dovetail_jobs.errors import DovetailError, Unreachable
 from dovetail_workers import process_tree
 
 SESSION_VARIABLE = "DOVETAIL_RAY_SESSION"
-OBJECT_STORE_BYTES = 80 * 2**20  # Ray's minimum is 75 MiB; bytes of ours travel through storage, not through Ray
+OBJECT_STORE_BYTES = (
+    80 * 2**20
+)  # Ray's minimum is 75 MiB; bytes of ours travel through storage, not through Ray
 START_TIMEOUT_S = 60.0
 _FIRST_PORT, _LAST_PORT = 6380, 10001  # Ray gives 10002-19999 to its workers
 
@@ -47,13 +51,16 @@ class Head:
 
 
 def environment(token_file: Path) -> dict[str, str]:
-    """What every process that speaks to this Ray has in its environment, head, bridge and workers alike."""
+    """What every process that speaks to this Ray has in its environment, head, bridge and workers
+    alike.
+    """
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # Makes Ray's nodes live at 127.0.0.1 instead of the machine's address, so that every port is bound to loopback.
+        # Makes Ray's nodes live at 127.0.0.1 instead of the machine's address, so that every port
+        # is bound to loopback.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
 
@@ -68,7 +75,8 @@ def ensure_token(token_file: Path) -> None:
 
 
 def ensure(record: Path, token_file: Path, log: Path, resources: dict[str, float]) -> Head:
-    """The head that `record` names if it lives, else a new one. A stale record is cleaned away with what it left.
+    """The head that `record` names if it lives, else a new one. A stale record is cleaned away with
+    what it left.
 
     Raises Unreachable with Ray's own last words when it does not come up.
     """
@@ -101,7 +109,9 @@ def read(record: Path) -> Head | None:
 
 
 def stop(record: Path) -> int:
-    """End every process of the recorded head, workers included, and remove its files; how many had to be killed."""
+    """End every process of the recorded head, workers included, and remove its files; how many had
+    to be killed.
+    """
     head = read(record)
     killed = 0
     if head is not None:
@@ -123,7 +133,9 @@ def stop(record: Path) -> int:
 
 def _start(token_file: Path, log: Path, resources: dict[str, float]) -> Head:
     session = secrets.token_hex(8)
-    temp_dir = tempfile.mkdtemp(prefix="dovetail-ray-", dir="/tmp")  # short: sockets below it have at most 107 bytes
+    temp_dir = tempfile.mkdtemp(
+        prefix="dovetail-ray-", dir="/tmp"
+    )  # short: sockets below it have at most 107 bytes
     port, dashboard, client, metrics, agent = _free_ports(5)
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
@@ -139,14 +151,20 @@ def _start(token_file: Path, log: Path, resources: dict[str, float]) -> Head:
         **environment(token_file),
         SESSION_VARIABLE: session,
         "RAY_worker_niceness": "0",  # Ray would run workers at nice 15
-        "RAY_memory_monitor_refresh_ms": "0",  # memory is ours to plan; Ray would kill by a rule of its own
+        # Memory is ours to plan; Ray would kill by a rule of its own
+        "RAY_memory_monitor_refresh_ms": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     }
     with log.open("ab") as out:
         start = out.tell()
         process = subprocess.Popen(
-            command, env=values, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            command,
+            env=values,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
     head = Head(
         session=session,
@@ -164,7 +182,9 @@ def _start(token_file: Path, log: Path, resources: dict[str, float]) -> Head:
             _end(head)
             if "port" in said and ("already" in said or "in use" in said):
                 raise PortTaken(f"Ray could not take a port: {said[-300:]}")
-            raise Unreachable(f"Ray did not start within {START_TIMEOUT_S:g} s; see {log}: {said[-600:]}")
+            raise Unreachable(
+                f"Ray did not start within {START_TIMEOUT_S:g} s; see {log}: {said[-600:]}"
+            )
     return head
 
 
@@ -189,7 +209,9 @@ def _answers(address: str) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that are free now, below those that Ray gives to its workers."""
+    """Ports of the loopback address that are free now, below those that Ray gives to its
+    workers.
+    """
     found: list[int] = []
     candidates = list(range(_FIRST_PORT, _LAST_PORT))
     secrets.SystemRandom().shuffle(candidates)

@@ -1,4 +1,6 @@
-"""The pipe between server and bridge: one JSON object per line; commands go down, cluster events come up."""
+"""The pipe between server and bridge: one JSON object per line; commands go down, cluster events
+come up.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ _EVENTS: dict[str, type[Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeSettings:
-    """What the bridge is told at its start, as one JSON argument. `address` None means: a local Ray of our own."""
+    """What the bridge is told at its start, as one JSON argument. `address` None means: a local Ray
+    of our own.
+    """
 
     namespace: str
     address: str | None
@@ -46,7 +50,9 @@ def read_event(line: bytes) -> ClusterEvent:
     kind = _EVENTS[value.pop("event")]
     if kind is NodesSeen:
         return NodesSeen(nodes=tuple(_node(node) for node in value["nodes"]))
-    event: ClusterEvent = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+    event: ClusterEvent = kind(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    )
     return event
 
 

@@ -1,4 +1,6 @@
-"""A number that grows whenever something changed, and a way to wait for it: what long polls hang on."""
+"""A number that grows whenever something changed, and a way to wait for it: what long polls hang
+on.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Changes:
     def wait(self, after: int, timeout_s: float) -> int:
         """Until the number is above `after` or the time is over; the number then."""
         with self._condition:
-            self._condition.wait_for(lambda: self._number > after or self._closed, timeout=timeout_s)
+            self._condition.wait_for(
+                lambda: self._number > after or self._closed, timeout=timeout_s
+            )
             return self._number
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""What the server knows of the cluster right now: written by the daemon from events, read by the use cases. Never stored."""
+"""What the server knows of the cluster right now: written by the daemon from events, read by the
+use cases. Never stored.
+"""
 
 from __future__ import annotations
 

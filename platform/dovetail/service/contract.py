@@ -252,7 +252,7 @@ class ServerOptions(_View):
 
 
 class ServerStatus(_View):
-    """The process that answers."""
+    """A server: one process, and what it was told."""
 
     pid: int
     """Its process id."""
@@ -269,7 +269,7 @@ class ServerStatus(_View):
 
 
 class RayStatus(_View):
-    """The cluster below."""
+    """Whether Ray is there, and where."""
 
     state: Literal["starting", "up", "lost"]
     """`lost`: jobs wait until it is back."""

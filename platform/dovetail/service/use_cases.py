@@ -1,4 +1,6 @@
-"""The use cases behind the API: submit, plan, look, cancel, retry. Each is a short session with the store; deciding is the daemon's."""
+"""The use cases behind the API: submit, plan, look, cancel, retry. Each is a short session with the
+store; deciding is the daemon's.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The storage interface: only what an object store has. No append, no rename, no directories.
 
-Keys are `/`-separated relative paths (`jobs/ab12/checkpoints/…`). Every write is a whole object and is atomic: a reader sees the
-old object, the new one, or none. `tests/helpers/storage_contract.py` holds what each implementation must pass.
+Keys are `/`-separated relative paths (`jobs/ab12/checkpoints/…`). Every write is a whole object and
+is atomic: a reader sees the old object, the new one, or none. `tests/helpers/storage_contract.py`
+holds what each implementation must pass.
 """
 
 from __future__ import annotations
@@ -38,10 +39,14 @@ class Storage(Protocol):
         """Write an object, replacing one of that key. A Path is read as a file."""
 
     def create(self, key: str, data: bytes) -> None:
-        """Write an object that must not exist yet; raises KeyExists, and of several racing writers one wins."""
+        """Write an object that must not exist yet; raises KeyExists, and of several racing writers
+        one wins.
+        """
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        """Bytes `start` to `start + length` (to the end if None; short at the end); raises KeyNotFound."""
+        """Bytes `start` to `start + length` (to the end if None; short at the end); raises
+        KeyNotFound.
+        """
 
     def stat(self, key: str) -> ObjectInfo:
         """Size of an object; raises KeyNotFound."""

@@ -1,0 +1,37 @@
+"""What a figure was measured on and with, and the statistics it is quoted with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+
+def describe() -> str:
+    """Processor, cores, memory, load and versions, in one line."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    versions = " ".join(f"{name} {metadata.version(name)}" for name in ("torch", "ray", "dovetail"))
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    load = os.getloadavg()[0]
+    return (
+        f"{model}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, load {load:.1f}; "
+        f"Python {platform.python_version()} {versions}"
+    )
+
+
+def spread(values: Sequence[float], unit: str) -> str:
+    """`median (min to max, n)`."""
+    return (
+        f"{statistics.median(values):.3f} {unit} "
+        f"({min(values):.3f} to {max(values):.3f}, n={len(values)})"
+    )
