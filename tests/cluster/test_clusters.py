@@ -1,0 +1,100 @@
+"""The fake keeps the contract that the real cluster keeps, so that what tests prove on it holds."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers.attempts import alive, entries, wait_for
+from helpers.cluster_contract import ClusterContract, Listener
+
+from dovetail.cluster import ray_head
+from dovetail.cluster.fake import FakeCluster, one_node
+from dovetail.cluster.protocol import ClusterLost, ClusterUp, Released
+from dovetail.cluster.ray_cluster import RayCluster
+from dovetail.cluster.wire import BridgeSettings
+from dovetail_workers.process_tree import processes_with
+from dovetail_workers.reports import Started
+from dovetail_workers.storage.local import LocalStorage
+
+
+class TestFakeCluster(ClusterContract):
+    @pytest.fixture(autouse=True)
+    def made(self, tmp_path: Path) -> None:
+        self.storage, self.listener = tmp_path, Listener()
+        self.cluster = FakeCluster(self.listener, LocalStorage(tmp_path), one_node(2))
+        self.cluster.start()
+
+
+def ray_cluster(home: Path, listener: Listener) -> RayCluster:
+    settings = BridgeSettings(
+        namespace="dovetail",
+        address=None,
+        cpu_devices=2,
+        device_bytes=2**30,
+        ray_record=str(home / "ray.json"),
+        ray_token=str(home / "ray.token"),
+        ray_log=str(home / "ray.log"),
+    )
+    return RayCluster(settings, listener, home / "bridge.log")
+
+
+@pytest.mark.ray
+class TestRayCluster(ClusterContract):
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def shared(
+        tmp_path_factory: pytest.TempPathFactory,
+    ) -> Iterator[tuple[RayCluster, Listener, Path]]:
+        home, listener = tmp_path_factory.mktemp("home"), Listener()
+        cluster = ray_cluster(home, listener)
+        cluster.start()
+        yield cluster, listener, home
+        head = ray_head.read(home / "ray.json")
+        cluster.stop()
+        assert head is not None
+        assert list(processes_with(ray_head.SESSION_VARIABLE, head.session)) == []
+        assert not Path(head.temp_dir).exists()
+
+    @pytest.fixture(autouse=True)
+    def made(self, shared: tuple[RayCluster, Listener, Path]) -> None:
+        self.cluster, self.listener, self.storage = shared
+
+    def test_a_bridge_that_was_killed_is_followed_by_one_that_knows_the_worker(self) -> None:
+        launch = self.launch("adopted", "sleep 1000")
+        (started,) = wait_for("start", lambda: [e.report for e in entries(launch)])
+        assert isinstance(started, Started)
+        self.listener.forget_all(ClusterUp)
+        (bridge,) = (
+            process
+            for process in psutil.Process().children()
+            if "dovetail.cluster.bridge" in process.cmdline()
+        )
+        os.kill(bridge.pid, signal.SIGKILL)
+        self.listener.wait(ClusterLost)
+        assert self.listener.wait(ClusterUp).live == (launch.attempt_id,)
+        assert alive(started.pid)
+        self.cluster.release(launch.attempt_id, 0.5)
+        self.listener.wait(Released, lambda e: e.attempt_id == launch.attempt_id)
+        assert not alive(started.pid)
+
+
+def test_a_record_that_is_not_whole_counts_as_none(tmp_path: Path) -> None:
+    record = tmp_path / "ray.json"
+    assert ray_head.read(record) is None
+    for text in ("", "{", '{"pid": 1}', "[]", '{"pid": 1, "who": 2}'):
+        record.write_text(text)
+        assert ray_head.read(record) is None
+
+
+def test_the_token_is_made_once_and_belongs_to_its_owner_only(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    ray_head.ensure_token(token)
+    first = token.read_text()
+    token.chmod(0o644)
+    ray_head.ensure_token(token)
+    assert token.read_text() == first
+    assert len(first) == 64
+    assert token.stat().st_mode & 0o777 == 0o600
