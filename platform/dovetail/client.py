@@ -227,4 +227,7 @@ def _error(document: Json, status: int, url: str) -> DovetailError:
 
 
 def _segment(ref: str) -> str:
+    """A job's ref as one segment of a path, which an empty one or one with a slash cannot be."""
+    if not ref or "/" in ref:
+        raise NotFound(f"no job {ref!r}; name one by id, beginning of an id, or name")
     return quote(ref, safe="")

@@ -1,7 +1,7 @@
 """The server of this machine: find it, start it, see it end. Waits are for events, with a limit.
 
-`server.json` names the running server. A server that we start says `{"url": …, "pid": …}` or
-`{"error": …}` through a pipe once it listens; a pipe that closes without a word means that it ended.
+`server.json` names the running server. A server that we start says `{"url", "pid"}` through a pipe
+once it listens, or `{"error", "exit_code"}`; a pipe that closes without a word means that it ended.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ START_S = 60.0
 STOP_S = 60.0
 _STARTED = "started a local server and Ray (`dovetail down` stops both)"
 _JOINED = "started a local server on the Ray at {} (`dovetail down` stops the server)"
-_KINDS = {kind.code: kind for kind in (UserError, NotFound, AuthError, Conflict)}
+_KINDS = {kind.exit_code: kind for kind in (UserError, NotFound, AuthError, Conflict)}
 
 
 def find_server(settings: Settings, timeout_s: float = 5.0) -> Client | None:
@@ -126,7 +126,7 @@ def _start(settings: Settings, command: Sequence[str]) -> None:
     said = json.loads(word)
     if "error" in said:
         process.wait()
-        raise _KINDS.get(said.get("code", ""), Unreachable)(said["error"])
+        raise _KINDS.get(said.get("exit_code", 5), Unreachable)(said["error"])
     # The server outlives this command; nobody here waits for it.
     process.returncode = 0
 

@@ -12,8 +12,8 @@ from typing import Annotated
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from fastapi import APIRouter, Header, Query, Response
-from pydantic import BaseModel
+from fastapi import APIRouter, Body, Header, Query, Response
+from pydantic import BaseModel, JsonValue
 from starlette.concurrency import run_in_threadpool
 
 from dovetail.service.contract import (
@@ -26,7 +26,7 @@ from dovetail.service.contract import (
     Service,
 )
 from dovetail_jobs.lifecycle import State
-from dovetail_jobs.spec import JobSpec
+from dovetail_jobs.load import load_data
 
 CHANGE = "Dovetail-Change"
 LONGEST_WAIT_S = 30.0
@@ -34,6 +34,9 @@ LARGEST_CHUNK_BYTES = 2**20
 # A waiting request holds a thread. They have their own, so that followers never delay a cancel.
 WAITERS = 256
 
+Spec = Annotated[
+    dict[str, JsonValue], Body(description="A job; `dovetail schema` prints its JSON Schema")
+]
 After = Annotated[int | None, Query(ge=0, description="wait for a change number above this")]
 Timeout = Annotated[float, Query(ge=0, le=LONGEST_WAIT_S, description="seconds to wait at most")]
 
@@ -73,21 +76,21 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/jobs", status_code=201, responses={200: {"model": JobView}})
     def submit(
-        spec: JobSpec,
+        spec: Spec,
         response: Response,
         idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
         dovetail_user: Annotated[str, Header(min_length=1, max_length=64)] = "unknown",
     ) -> JobView:
         """Submit a job: 201 for a new one, 200 when this Idempotency-Key has submitted it."""
-        job, created = service.submit(spec, idempotency_key, dovetail_user)
+        job, created = service.submit(load_data(spec), idempotency_key, dovetail_user)
         if not created:
             response.status_code = 200
         return job
 
     @routes.post("/jobs/plan")
-    def plan(spec: JobSpec) -> PlanView:
+    def plan(spec: Spec) -> PlanView:
         """What a submission would do now, without doing it."""
-        return service.plan(spec)
+        return service.plan(load_data(spec))
 
     @routes.get("/jobs")
     def jobs(
@@ -144,7 +147,9 @@ def router(service: Service) -> APIRouter:
             left_s = deadline_s - time.monotonic()
             if after is None or chunk.data or chunk.complete or left_s <= 0:
                 return chunk
-            number = await changed(response, number, left_s)
+            seen, number = number, await changed(response, number, left_s)
+            if number <= seen:  # The time is over, or the server lets go of who waits.
+                return chunk
 
     @routes.get("/status")
     async def status(

@@ -1,0 +1,83 @@
+"""The real app around a `FakeService` on a real socket: in a thread, or as a process.
+
+As a process it stands for `dovetail.serve`: it takes `--ready-fd N` and the DOVETAIL_* environment.
+What it does is its first argument: `answer`, `refuse` (says an error), `vanish` (ends silently).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from dovetail.api.app import create_app
+from dovetail.service.contract import ServerOptions
+from dovetail.settings import Settings
+from helpers.fake_service import FakeService
+
+TOKEN = "a-token-of-the-tests"
+
+
+def listener() -> socket.socket:
+    """A socket that listens on a free port already, so that nobody has to wait for it."""
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    bound.listen(64)
+    return bound
+
+
+def make_server(service: FakeService) -> uvicorn.Server:
+    config = uvicorn.Config(
+        create_app(service, TOKEN), log_level="critical", lifespan="off", ws="none"
+    )
+    return uvicorn.Server(config)
+
+
+@contextmanager
+def served(service: FakeService) -> Iterator[str]:
+    """The URL at which `service` answers while the block runs."""
+    with listener() as bound:
+        service.url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        server = make_server(service)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        try:
+            yield service.url
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def main(deed: str, ready_fd: int) -> None:
+    if deed == "vanish":
+        print("Segmentation fault", file=sys.stderr)
+        sys.exit(9)
+    with os.fdopen(ready_fd, "w") as ready:
+        if deed == "refuse":
+            json.dump({"error": "port 1: permission denied", "exit_code": 2}, ready)
+            ready.write("\n")
+            return
+        settings = Settings.from_environment()
+        service = FakeService()
+        bound = listener()
+        service.url, service.pid = f"http://127.0.0.1:{bound.getsockname()[1]}", os.getpid()
+        service.options = ServerOptions.model_validate(settings.server_options())
+        server = make_server(service)
+        service.on_shutdown = lambda: setattr(server, "should_exit", True)
+        settings.token_file.write_text(TOKEN)
+        settings.token_file.chmod(0o600)
+        said = json.dumps({"url": service.url, "pid": service.pid})
+        settings.server_file.write_text(said)
+        ready.write(said + "\n")
+    server.run(sockets=[bound])
+    settings.server_file.unlink()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[3]))

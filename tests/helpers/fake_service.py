@@ -1,0 +1,278 @@
+"""A `Service` in memory whose jobs do what a script says, for tests of API, client and CLI.
+
+Time passes only when somebody waits: each `wait_change` that finds nothing new plays the next step
+of `script`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from dovetail.service.contract import (
+    AttemptView,
+    CheckpointView,
+    ClusterStatus,
+    DeviceStatus,
+    EventView,
+    FilesView,
+    JobView,
+    LogChunk,
+    MemoryView,
+    MetricPointView,
+    NodeStatus,
+    PlacementView,
+    PlanView,
+    ProgressView,
+    RankView,
+    RayStatus,
+    ServerOptions,
+    ServerStatus,
+)
+from dovetail_jobs.errors import Conflict, NotFound
+from dovetail_jobs.lifecycle import State
+from dovetail_jobs.spec import JobSpec
+
+GIB = 2**30
+SUBMITTED = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+
+
+def job_view(**changes: Any) -> JobView:
+    """A queued job with everything filled in that a queued job has."""
+    spec = JobSpec(name=changes.get("name", "hello"), script="true")
+    defaults: dict[str, Any] = {
+        "id": "k3f9qz",
+        "name": spec.name,
+        "project": spec.project,
+        "user": "ada",
+        "labels": {},
+        "parent": None,
+        "state": State.QUEUED,
+        "reason": "WAITING_FOR_DEVICE",
+        "message": "waits for a device",
+        "priority": spec.priority,
+        "created_at": SUBMITTED,
+        "started_at": None,
+        "ended_at": None,
+        "spec": spec.to_json(),
+        "progress": ProgressView(),
+        "metrics": {},
+        "attempts": (),
+        "checkpoints": (),
+        "memory": MemoryView(),
+    }
+    return JobView.model_validate({**defaults, **changes})
+
+
+def attempt_view(**changes: Any) -> AttemptView:
+    """A running first attempt on n1/cpu:0."""
+    rank = RankView(rank=0, pid=4242, node="n1", device="cpu:0")
+    defaults: dict[str, Any] = {
+        "number": 1,
+        "state": "RUNNING",
+        "reason": "TRAINING",
+        "pid": rank.pid,
+        "node": rank.node,
+        "device": rank.device,
+        "started_at": SUBMITTED + timedelta(seconds=2),
+        "ranks": (rank,),
+    }
+    return AttemptView.model_validate({**defaults, **changes})
+
+
+def running_changes(step: int = 120, steps: int = 500) -> dict[str, Any]:
+    """What differs from a queued job once it trains."""
+    return {
+        "state": State.RUNNING,
+        "reason": "TRAINING",
+        "message": "trains on n1/cpu:0",
+        "started_at": SUBMITTED + timedelta(seconds=2),
+        "progress": ProgressView(
+            phase="train",
+            step=step,
+            steps=steps,
+            steps_per_s=3.2,
+            samples_per_s=409.6,
+            eta_s=(steps - step) / 3.2,
+        ),
+        "metrics": {"loss": 0.3125},
+        "attempts": (attempt_view(),),
+    }
+
+
+def succeeded_changes(steps: int = 500) -> dict[str, Any]:
+    """What differs from a queued job once it is done."""
+    return {
+        **running_changes(steps, steps),
+        "state": State.SUCCEEDED,
+        "reason": "FINISHED",
+        "message": f"reached step {steps}",
+        "ended_at": SUBMITTED + timedelta(minutes=3),
+        "metrics": {"accuracy": 0.9722, "loss": 0.03125},
+        "attempts": (
+            attempt_view(
+                state="SUCCEEDED",
+                reason="FINISHED",
+                exit_code=0,
+                ended_at=SUBMITTED + timedelta(minutes=3),
+            ),
+        ),
+        "checkpoints": (
+            CheckpointView(step=steps, uri="/storage/jobs/k3f9qz/checkpoints/1", bytes=12 * 2**20),
+        ),
+        "memory": MemoryView(peak_bytes=200 * 2**20, base_bytes=300 * 2**20),
+        "files": FilesView(
+            log="/storage/jobs/k3f9qz/attempts/1/log/", curves="/storage/jobs/k3f9qz/curves/"
+        ),
+    }
+
+
+class FakeService:
+    """Implements `Service`; tests put jobs, log texts and scripts into it."""
+
+    def __init__(self, url: str = "http://127.0.0.1:1") -> None:
+        self.records: dict[str, JobView] = {}
+        self.log_texts: dict[tuple[str, int], bytes] = {}
+        self.stories: dict[str, list[EventView]] = {}
+        self.points: dict[str, list[MetricPointView]] = {}
+        self.script: list[Callable[[], object]] = []
+        self.users: list[str] = []
+        self.ray = RayStatus(
+            state="up", address="127.0.0.1:6380", dashboard_url="http://127.0.0.1:8265"
+        )
+        self.options = ServerOptions(cpu_devices=1, device_memory_bytes=4 * GIB)
+        self.url = url
+        self.pid = 4000
+        self.ended: list[bool] = []
+        self.on_shutdown: Callable[[], None] = lambda: None
+        self._keys: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._number = 1
+        self._changed = threading.Condition()
+
+    def put(self, job: JobView) -> JobView:
+        """Keep a job as it is now."""
+        self.records[job.id] = job
+        self._bump()
+        return job
+
+    def change(self, job_id: str, **changes: Any) -> JobView:
+        """The job goes on."""
+        return self.put(self.records[job_id].model_copy(update=changes))
+
+    def print(self, job_id: str, text: str, attempt: int = 1) -> None:
+        """The job's program prints."""
+        place = (job_id, attempt)
+        self.log_texts[place] = self.log_texts.get(place, b"") + text.encode()
+        self._bump()
+
+    def submit(self, spec: JobSpec, key: str | None, user: str) -> tuple[JobView, bool]:
+        self.users.append(user)
+        resolved = spec.to_json()
+        if key is not None and key in self._keys:
+            known, before = self._keys[key]
+            if before != resolved:
+                raise Conflict(f"key {key} was used for another spec; use a new one")
+            return self.records[known], False
+        job = self.put(job_view(id=f"job{len(self.records)}", name=spec.name, spec=resolved))
+        if key is not None:
+            self._keys[key] = (job.id, resolved)
+        return job, True
+
+    def plan(self, spec: JobSpec) -> PlanView:
+        return PlanView(
+            spec=spec.to_json(),
+            placement=PlacementView(node="n1", device="cpu:0"),
+            reason="PLACED",
+            message="cpu:0 on n1 is free",
+        )
+
+    def job(self, ref: str) -> JobView:
+        for job in reversed(self.records.values()):
+            if ref in (job.id, job.name):
+                return job
+        raise NotFound(f"no job {ref}; `dovetail ps --all` lists them")
+
+    def jobs(
+        self, states: Sequence[State] | None, project: str | None, limit: int | None
+    ) -> list[JobView]:
+        found = [
+            job
+            for job in reversed(self.records.values())
+            if (not states or job.state in states) and project in (None, job.project)
+        ]
+        return found[:limit]
+
+    def cancel(self, ref: str) -> JobView:
+        job = self.job(ref)
+        if job.state.terminal:
+            return job
+        return self.change(
+            job.id, state=State.STOPPING, reason="CANCELLED_BY_USER", message="is being stopped"
+        )
+
+    def retry(self, ref: str, from_scratch: bool) -> JobView:
+        old = self.job(ref)
+        if old.state not in (State.FAILED, State.CANCELLED):
+            raise Conflict(f"{old.id} is {old.state}; only FAILED and CANCELLED jobs are retried")
+        origin = None if from_scratch else old.id
+        return self.put(job_view(id=f"job{len(self.records)}", name=old.name, origin=origin))
+
+    def events(self, ref: str, after: int) -> list[EventView]:
+        return [event for event in self.stories.get(self.job(ref).id, []) if event.id > after]
+
+    def metrics(self, ref: str, metric: str | None) -> list[MetricPointView]:
+        points = self.points.get(self.job(ref).id, [])
+        return [point for point in points if metric in (None, point.metric)]
+
+    def logs(self, ref: str, attempt: int | None, offset: int, limit_bytes: int) -> LogChunk:
+        job = self.job(ref)
+        if not job.attempts:
+            return LogChunk(attempt=None, offset=0, next_offset=0, data="", complete=False)
+        number = attempt or job.attempts[-1].number
+        whole = self.log_texts.get((job.id, number), b"")
+        data = whole[offset : offset + limit_bytes]
+        return LogChunk(
+            attempt=number,
+            offset=offset,
+            next_offset=offset + len(data),
+            data=data.decode(),
+            complete=job.attempts[number - 1].ended_at is not None
+            and offset + len(data) == len(whole),
+        )
+
+    def status(self) -> ClusterStatus:
+        counts: dict[str, int] = {}
+        for job in self.records.values():
+            counts[job.state] = counts.get(job.state, 0) + 1
+        devices = (DeviceStatus(name="cpu:0", bytes=4 * GIB),)
+        nodes = (NodeStatus(id="f00", name="n1", cpus=2, devices=devices),)
+        return ClusterStatus(
+            server=ServerStatus(
+                pid=self.pid, url=self.url, version="0.1.0", uptime_s=61.0, options=self.options
+            ),
+            ray=self.ray,
+            nodes=nodes if self.ray.state == "up" else (),
+            counts=counts,
+        )
+
+    def change_number(self) -> int:
+        return self._number
+
+    def wait_change(self, after: int, timeout_s: float) -> int:
+        if self._number <= after and self.script:
+            self.script.pop(0)()
+            self._bump()
+        with self._changed:
+            self._changed.wait_for(lambda: self._number > after, timeout_s)
+            return self._number
+
+    def shutdown(self, stop_ray: bool) -> None:
+        self.ended.append(stop_ray)
+        self.on_shutdown()
+
+    def _bump(self) -> None:
+        with self._changed:
+            self._number += 1
+            self._changed.notify_all()
