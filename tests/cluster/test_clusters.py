@@ -7,8 +7,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers.attempts import alive, entries, wait_for
-from helpers.cluster_contract import ClusterContract, Listener
 
 from dovetail.cluster import ray_head
 from dovetail.cluster.fake import FakeCluster, one_node
@@ -18,6 +16,8 @@ from dovetail.cluster.wire import BridgeSettings
 from dovetail_workers.process_tree import processes_with
 from dovetail_workers.reports import Started
 from dovetail_workers.storage.local import LocalStorage
+from helpers.attempts import alive, entries, wait_for
+from helpers.cluster_contract import ClusterContract, Listener
 
 
 class TestFakeCluster(ClusterContract):

@@ -1,4 +1,4 @@
-"""What every `Cluster` must do, whoever runs the workers. A test class inherits it and gives `made`."""
+"""What every `Cluster` must do, whoever runs the workers. A test class inherits it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
-
-from helpers.attempts import script_launch
 
 from dovetail.cluster.protocol import (
     Cluster,
@@ -20,6 +18,7 @@ from dovetail.cluster.protocol import (
 )
 from dovetail.scheduler.view import NodeView
 from dovetail_workers.launch import Launch
+from helpers.attempts import script_launch
 
 Event = TypeVar("Event")
 

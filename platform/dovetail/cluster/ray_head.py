@@ -14,7 +14,6 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -126,6 +125,8 @@ def stop(record: Path) -> int:
                 process.kill()
                 killed += 1
                 process_tree.wait_gone([process.pid], timeout_s=2.0)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(head.pid, os.WNOHANG)  # where this very process had started it
         shutil.rmtree(head.temp_dir, ignore_errors=True)
     record.unlink(missing_ok=True)
     return killed
@@ -156,28 +157,20 @@ def _start(token_file: Path, log: Path, resources: dict[str, float]) -> Head:
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     }
-    with log.open("ab") as out:
-        start = out.tell()
-        process = subprocess.Popen(
-            command,
-            env=values,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+    start = log.stat().st_size if log.exists() else 0
+    pid = _spawn_detached(command, values, log)
     head = Head(
         session=session,
-        pid=process.pid,
+        pid=pid,
         address=f"127.0.0.1:{port}",
         dashboard_url=f"http://127.0.0.1:{dashboard}",
         temp_dir=temp_dir,
     )
     end = time.monotonic() + START_TIMEOUT_S
     while not (_answers(head.address) and _answers(f"127.0.0.1:{dashboard}")):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.1)
-        if process.returncode is not None or time.monotonic() > end:
+        process_tree.wait_gone([pid], timeout_s=0.1)
+        ended, _ = os.waitpid(pid, os.WNOHANG)
+        if ended or time.monotonic() > end:
             said = log.read_bytes()[start:].decode(errors="replace").strip()
             _end(head)
             if "port" in said and ("already" in said or "in use" in said):
@@ -186,6 +179,22 @@ def _start(token_file: Path, log: Path, resources: dict[str, float]) -> Head:
                 f"Ray did not start within {START_TIMEOUT_S:g} s; see {log}: {said[-600:]}"
             )
     return head
+
+
+def _spawn_detached(command: list[str], environment: dict[str, str], log: Path) -> int:
+    """Start a process that outlives this one, in a session of its own; its pid."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        command[0],
+        command,
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
 
 
 def _end(head: Head) -> None:
