@@ -93,11 +93,9 @@ def _nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
     while order.numel():
         best, rest = order[0], order[1:]
         kept.append(best)
-        width = (torch.minimum(x2[rest], x2[best]) - torch.maximum(x1[rest], x1[best])).clamp(min=0)
-        height = (torch.minimum(y2[rest], y2[best]) - torch.maximum(y1[rest], y1[best])).clamp(
-            min=0
-        )
-        overlap = width * height
+        width = torch.minimum(x2[rest], x2[best]) - torch.maximum(x1[rest], x1[best])
+        height = torch.minimum(y2[rest], y2[best]) - torch.maximum(y1[rest], y1[best])
+        overlap = width.clamp(min=0) * height.clamp(min=0)
         iou = overlap / (areas[rest] + areas[best] - overlap)
         # A box without area gives nan here, and nan suppresses nothing.
         order = rest[~(iou > iou_threshold)]

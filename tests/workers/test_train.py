@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from dovetail_jobs.errors import UserError
 from dovetail_workers.keys import checkpoint_prefix, checkpoints_prefix
@@ -21,6 +24,7 @@ from dovetail_workers.reports import (
     Progress,
     Started,
 )
+from dovetail_workers.train import point_is_due
 from helpers.training import JOB, Trained, differences, run
 
 SWIN = "image_classification"
@@ -250,6 +254,17 @@ def test_the_log_is_a_header_the_events_and_a_closing_line(
     assert "checkpoint " in lines[2]
     assert lines[-1].startswith("finished: 4 steps in ")
     assert len(lines) == 6
+
+
+@hypothesis_settings(max_examples=15)
+@given(st.integers(1, 300_000))
+def test_a_run_reports_every_loss_up_to_ten_thousand_and_always_the_last(steps: int) -> None:
+    due = [step for step in range(1, steps + 1) if point_is_due(step, steps)]
+    assert due[-1] == steps
+    if steps <= 10_000:
+        assert len(due) == steps
+    else:
+        assert 5_000 <= len(due) <= 10_001
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path: Path) -> None:

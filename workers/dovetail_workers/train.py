@@ -95,6 +95,11 @@ def train(
     return outcome
 
 
+def point_is_due(step: int, steps: int) -> bool:
+    """Whether the loss of `step` is reported: every one of a short run, 10 000 of a long one."""
+    return step % math.ceil(steps / POINTS_PER_METRIC) == 0 or step == steps
+
+
 class _Run:
     """One attempt's run of a workload: where it is, and what it does after each step."""
 
@@ -222,8 +227,7 @@ class _Run:
 
     def _tell_loss(self, loss: float) -> None:
         self._last["loss"] = loss
-        every = math.ceil(self._steps / POINTS_PER_METRIC)
-        if self._step % every == 0 or self._step == self._steps:
+        if point_is_due(self._step, self._steps):
             self._tell_metrics({"loss": loss})
 
     def _tell_metrics(self, values: dict[str, float]) -> None:
