@@ -50,6 +50,7 @@ def served(service: FakeService) -> Iterator[str]:
         try:
             yield service.url
         finally:
+            service.close()
             server.should_exit = True
             thread.join()
 

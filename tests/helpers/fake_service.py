@@ -149,6 +149,7 @@ class FakeService:
         self.on_shutdown: Callable[[], None] = lambda: None
         self._keys: dict[str, tuple[str, dict[str, Any]]] = {}
         self._number = 1
+        self._closed = False
         self._changed = threading.Condition()
 
     def put(self, job: JobView) -> JobView:
@@ -265,12 +266,19 @@ class FakeService:
             self.script.pop(0)()
             self._bump()
         with self._changed:
-            self._changed.wait_for(lambda: self._number > after, timeout_s)
+            self._changed.wait_for(lambda: self._number > after or self._closed, timeout_s)
             return self._number
 
     def shutdown(self, stop_ray: bool) -> None:
         self.ended.append(stop_ray)
+        self.close()
         self.on_shutdown()
+
+    def close(self) -> None:
+        """Let everyone go who waits."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     def _bump(self) -> None:
         with self._changed:

@@ -64,7 +64,7 @@ def router(service: Service) -> APIRouter:
             number = await run_in_threadpool(service.change_number)
         else:
             number = await anyio.to_thread.run_sync(
-                service.wait_change, after, timeout_s, limiter=waiters
+                service.wait_change, after, timeout_s, limiter=waiters, abandon_on_cancel=True
             )
         response.headers[CHANGE] = str(number)
         return number

@@ -395,7 +395,10 @@ class Service(Protocol):
         """Grows whenever a job, a log or the cluster changes."""
 
     def wait_change(self, after: int, timeout_s: float) -> int:
-        """Block until the change number is above `after` or the time is over; the number then."""
+        """Block until the change number is above `after` or the time is over; the number then.
+
+        A server that ends lets everyone go who waits.
+        """
 
     def shutdown(self, stop_ray: bool) -> None:
         """Begin to end the server (it answers first), with the Ray that it started if asked."""
