@@ -16,9 +16,9 @@ from pydantic import BaseModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """`text`: its value, or each value in it when `free`, is text as it stands. `free`: a mapping
+    """`free`: a mapping whose keys the user chooses. `nullable`: may be null.
 
-    whose keys the user chooses. `nullable`: may be null.
+    `text`: its value, or each value in it when `free`, is text as it stands.
     """
 
     text: bool = False
