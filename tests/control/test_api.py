@@ -17,7 +17,7 @@ from dovetail.api.auth import BODY_LIMIT_BYTES, is_loopback
 from dovetail.service.contract import JobView, MetricPointView, Service
 from dovetail_jobs.lifecycle import State
 from dovetail_jobs.spec import JobSpec
-from helpers.fake_server import TOKEN, served
+from helpers.fake_server import TOKEN, Stage, staged
 from helpers.fake_service import (
     FakeService,
     attempt_view,
@@ -31,17 +31,23 @@ API = "/api/v1"
 SPEC = JobSpec(name="hello", script="true").to_json()
 
 
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with staged() as stage:
+        yield stage
+
+
 @pytest.fixture
-def service() -> FakeService:
-    return FakeService()
+def service(stage: Stage) -> Iterator[FakeService]:
+    with stage.play() as service:
+        yield service
 
 
 @pytest.fixture
 def api(service: FakeService) -> Iterator[httpx.Client]:
-    with served(service) as url:
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        with httpx.Client(base_url=url + API, headers=headers) as client:
-            yield client
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with httpx.Client(base_url=service.url + API, headers=headers) as client:
+        yield client
 
 
 def problem(answer: httpx.Response) -> dict[str, Any]:

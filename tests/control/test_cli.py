@@ -27,7 +27,7 @@ from dovetail.service.contract import (
 )
 from dovetail.settings import Settings
 from dovetail_jobs.lifecycle import State
-from helpers.fake_server import TOKEN, served
+from helpers.fake_server import TOKEN, Stage, staged
 from helpers.fake_service import (
     SUBMITTED,
     FakeService,
@@ -55,11 +55,16 @@ class Said:
 Run = Callable[..., Said]
 
 
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with staged() as stage:
+        yield stage
+
+
 @pytest.fixture
-def service() -> Iterator[FakeService]:
-    fake = FakeService()
-    with served(fake):
-        yield fake
+def service(stage: Stage) -> Iterator[FakeService]:
+    with stage.play() as service:
+        yield service
 
 
 @pytest.fixture

@@ -30,21 +30,27 @@ from dovetail_jobs.errors import (
     UserError,
 )
 from dovetail_jobs.spec import JobSpec
-from helpers.fake_server import TOKEN, served
+from helpers.fake_server import TOKEN, Stage, served, staged
 from helpers.fake_service import FakeService, job_view
 
 SPEC = JobSpec(name="hello", script="true").to_json()
 
 
-@pytest.fixture
-def service() -> FakeService:
-    return FakeService()
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with staged() as stage:
+        yield stage
 
 
 @pytest.fixture
-def client(service: FakeService) -> Iterator[Client]:
-    with served(service) as url:
-        yield Client(url, TOKEN, user="ada")
+def service(stage: Stage) -> Iterator[FakeService]:
+    with stage.play() as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: FakeService) -> Client:
+    return Client(service.url, TOKEN, user="ada")
 
 
 @pytest.fixture

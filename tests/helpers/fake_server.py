@@ -13,11 +13,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import uvicorn
 
 from dovetail.api.app import create_app
-from dovetail.service.contract import ServerOptions
+from dovetail.service.contract import ServerOptions, Service
 from dovetail.settings import Settings
 from helpers.fake_service import FakeService
 
@@ -32,15 +33,35 @@ def listener() -> socket.socket:
     return bound
 
 
-def make_server(service: FakeService) -> uvicorn.Server:
+def make_server(service: FakeService | Stage) -> uvicorn.Server:
     config = uvicorn.Config(
-        create_app(service, TOKEN), log_level="critical", lifespan="off", ws="none"
+        create_app(cast(Service, service), TOKEN), log_level="critical", lifespan="off", ws="none"
     )
     return uvicorn.Server(config)
 
 
+class Stage:
+    """One running server for many tests: it answers for the service that plays now."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._playing = FakeService()
+
+    @contextmanager
+    def play(self) -> Iterator[FakeService]:
+        """A fresh service, for the block."""
+        self._playing = FakeService(self.url)
+        try:
+            yield self._playing
+        finally:
+            self._playing.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._playing, name)
+
+
 @contextmanager
-def served(service: FakeService) -> Iterator[str]:
+def served(service: FakeService | Stage) -> Iterator[str]:
     """The URL at which `service` answers while the block runs."""
     with listener() as bound:
         service.url = f"http://127.0.0.1:{bound.getsockname()[1]}"
@@ -53,6 +74,13 @@ def served(service: FakeService) -> Iterator[str]:
             service.close()
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def staged() -> Iterator[Stage]:
+    stage = Stage("")
+    with served(stage) as stage.url:
+        yield stage
 
 
 def main(deed: str, ready_fd: int) -> None:
