@@ -80,7 +80,12 @@ def serve(settings: Settings, ready_fd: int | None) -> None:
             timeout_graceful_shutdown=2,
         )
         server = uvicorn.Server(config)
-        platform.on_shutdown = lambda: setattr(server, "should_exit", True)
+
+        def end() -> None:
+            changes.close()  # whoever waits for news is answered now, and not after a grace
+            server.should_exit = True
+
+        platform.on_shutdown = end
         daemon.start()
         _write_private(settings.server_file, json.dumps({"url": url, "pid": os.getpid()}))
         stack.callback(settings.server_file.unlink, missing_ok=True)
