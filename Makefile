@@ -8,11 +8,11 @@ FORMATTED := $(SOURCES) tests benchmarks
 
 # The main job: train a small Swin on real handwritten digits through CLI, server and Ray, then stop everything again.
 demo: .venv/.installed
-	@$(PYTHON) -c 'import time; print(f"installed; the demo begins at {time.strftime(\"%H:%M:%S\")}")'
-	@export DOVETAIL_HOME="$(CURDIR)/.demo"; \
+	@export DOVETAIL_HOME="$(CURDIR)/.demo"; begin=$$(date +%s); \
 	$(BIN)/dovetail submit --follow jobs/examples/swin-digits.yaml; code=$$?; \
 	$(BIN)/dovetail down; \
-	echo "the demo's files stay in .demo/ (make clean removes them)"; exit $$code
+	echo "the demo took $$(( $$(date +%s) - begin )) s; its files stay in .demo (make clean removes them)"; \
+	exit $$code
 
 test: .venv/.installed-dev
 	@$(BIN)/python -m pytest -m "not long and not ray" --durations=10
