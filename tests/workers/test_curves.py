@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -26,7 +27,7 @@ def read(storage: LocalStorage) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_reads_all_flushes_as_one_run(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     curves = Curves(storage, PREFIX)
-    expected: dict[str, list[tuple[int, float]]] = {"loss": [], "accuracy": []}
+    expected: dict[str, list[tuple[int, Any]]] = {"loss": [], "accuracy": []}
     for step in range(1, 26):
         curves.add(step, {"loss": 1 / step})
         expected["loss"].append((step, pytest.approx(1 / step)))
