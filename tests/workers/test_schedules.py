@@ -65,9 +65,8 @@ def test_a_factor_lies_between_0_and_1_and_rises_then_falls(
 
 def test_a_factor_applies_to_each_groups_own_rate_however_often() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    optimizer = torch.optim.SGD(
-        [{"params": parameters[0], "lr": 0.1}, {"params": parameters[1]}], 1.0
-    )
+    groups: list[dict[str, Any]] = [{"params": parameters[0], "lr": 0.1}, {"params": parameters[1]}]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
     for value in (0.5, 0.25, 1.0, 0.5):
         schedules.apply([optimizer], value)
         rates = [group["lr"] for group in optimizer.param_groups]
