@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from dovetail_jobs.errors import UserError
-from dovetail_jobs.families.image_classification.data import (
+from dovetail_jobs.families.image_classification.images import (
     ImageBatch,
     ImageData,
     stratified_split,

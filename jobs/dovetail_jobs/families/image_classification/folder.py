@@ -11,7 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from dovetail_jobs.errors import UserError
-from dovetail_jobs.families.image_classification.data import (
+from dovetail_jobs.families.image_classification.images import (
     ImageBatch,
     ImageData,
     stratified_split,

@@ -8,7 +8,9 @@ from typing import Any
 from torch.nn.functional import cross_entropy
 
 from dovetail_jobs.families.image_classification.backbone import build_backbone, parameter_groups
-from dovetail_jobs.families.image_classification.data import ImageBatch, open_data
+from dovetail_jobs.families.image_classification.digits import open_digits
+from dovetail_jobs.families.image_classification.folder import open_folder
+from dovetail_jobs.families.image_classification.images import ImageBatch
 from dovetail_jobs.families.image_classification.params import Params
 from dovetail_jobs.workload import Draw, Feed, Member, StepResult, WorkloadContext
 
@@ -22,7 +24,11 @@ class ImageClassification:
     phases = ("train",)
 
     def __init__(self, params: Params, context: WorkloadContext) -> None:
-        data = open_data(params, threads=context.threads)
+        data = (
+            open_digits(params)
+            if params.dataset == "digits"
+            else open_folder(params, threads=context.threads)
+        )
         assert params.image_size is not None
         self._model = build_backbone(
             params.backbone,

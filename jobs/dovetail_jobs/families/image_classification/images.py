@@ -1,4 +1,4 @@
-"""Labelled images for training and validation: the digits, or an ImageNet-style folder."""
+"""Labelled images as training and validation read them, and how one set becomes the two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dovetail_jobs.families.image_classification.params import Params
 from dovetail_jobs.workload import Source
 
 SPLIT_SEED = 0
@@ -32,20 +31,6 @@ class ImageData:
     classes: int
     channels: int
     decodes: bool
-
-
-def open_data(params: Params, *, threads: int) -> ImageData:
-    """What `params.dataset` names, split as it is on disk or by `params.validation_fraction`.
-
-    Raises UserError for data that cannot be read or split.
-    """
-    if params.dataset == "digits":
-        from dovetail_jobs.families.image_classification import digits
-
-        return digits.open_digits(params)
-    from dovetail_jobs.families.image_classification import folder
-
-    return folder.open_folder(params, threads=threads)
 
 
 def stratified_split(

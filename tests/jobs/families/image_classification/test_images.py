@@ -13,22 +13,23 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dovetail_jobs.errors import UserError
-from dovetail_jobs.families.image_classification import data
-from dovetail_jobs.families.image_classification.digits import load_digits
-from dovetail_jobs.families.image_classification.folder import MEAN, STD
+from dovetail_jobs.families.image_classification import images
+from dovetail_jobs.families.image_classification.digits import load_digits, open_digits
+from dovetail_jobs.families.image_classification.folder import MEAN, STD, open_folder
 from dovetail_jobs.families.image_classification.params import Params
 from dovetail_jobs.workload import Draw, Source
 
 
-def opened(**params: Any) -> data.ImageData:
+def opened(**params: Any) -> images.ImageData:
     given_ = {"backbone": "swin_test", "dataset": "digits", "batch_size": 4, **params}
-    return data.open_data(Params.model_validate(given_), threads=2)
+    params = Params.model_validate(given_)
+    return open_digits(params) if params.dataset == "digits" else open_folder(params, threads=2)
 
 
-def batch(source: Source, *indices: int, epoch: int = 0) -> data.ImageBatch:
+def batch(source: Source, *indices: int, epoch: int = 0) -> images.ImageBatch:
     draws = [Draw(index=index, epoch=epoch, stream_seed=5) for index in indices]
     found = source.batch(draws)
-    assert isinstance(found, data.ImageBatch)
+    assert isinstance(found, images.ImageBatch)
     return found
 
 
@@ -40,12 +41,12 @@ def batch(source: Source, *indices: int, epoch: int = 0) -> data.ImageBatch:
 def test_a_split_takes_its_share_of_every_class_and_loses_nothing(
     labels: list[int], fraction: float
 ) -> None:
-    train, validation = data.stratified_split(labels, fraction)
+    train, validation = images.stratified_split(labels, fraction)
     assert sorted(train + validation) == list(range(len(labels)))
     for label in set(labels):
         held_out = sum(labels[index] == label for index in validation)
         assert held_out == round(labels.count(label) * fraction)
-    assert data.stratified_split(labels, fraction) == (train, validation)
+    assert images.stratified_split(labels, fraction) == (train, validation)
 
 
 def test_the_digits_are_those_of_scikit_learn() -> None:
@@ -73,7 +74,7 @@ def test_digits_are_resized_and_normalised_per_batch() -> None:
 def test_a_resized_digit_is_the_stored_one_as_pillow_resizes_it() -> None:
     digits = opened(image_size=32)
     stored, labels = load_digits()
-    train, validation = data.stratified_split(labels.tolist(), 0.2)
+    train, validation = images.stratified_split(labels.tolist(), 0.2)
     for source, indices in ((digits.train, train), (digits.validation, validation)):
         shown, label = batch(source, 7)
         pixels = Image.fromarray(stored[indices[7]].numpy().astype(np.float32))
