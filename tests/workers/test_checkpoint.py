@@ -225,7 +225,7 @@ def test_a_part_that_would_leave_the_folder_is_not_written(
     assert not (tmp_path / "escaped").exists()
 
 
-@settings(deadline=None, derandomize=True, database=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     saves=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 50)), unique=True, max_size=8),
     keep=st.integers(1, 4),

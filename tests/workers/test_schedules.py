@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -49,7 +49,6 @@ def test_factors_equal_torchs(name: str, warmup: int) -> None:
     assert ours == pytest.approx(torchs_factors(name, warmup), abs=1e-9)
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(
     name=st.sampled_from(["constant", "linear", "cosine"]),
     warmup=st.integers(0, 50),

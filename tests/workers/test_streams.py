@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dovetail_jobs.errors import UserError
@@ -48,7 +48,6 @@ sizes = st.integers(1, 5).flatmap(
 )
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(sizes=sizes, seed=st.integers(0, 2**32 - 1), epochs=st.integers(1, 3))
 def test_an_epoch_draws_no_sample_twice_and_leaves_less_than_a_batch(
     sizes: tuple[int, int, int], seed: int, epochs: int
@@ -64,7 +63,6 @@ def test_an_epoch_draws_no_sample_twice_and_leaves_less_than_a_batch(
         assert {draw.epoch for draw in draws} == {epoch}
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(sizes=sizes, given_before=st.integers(0, 30), prefetch=st.booleans())
 def test_a_stream_resumes_anywhere_as_if_it_had_never_stopped(
     sizes: tuple[int, int, int], given_before: int, prefetch: bool

@@ -256,7 +256,7 @@ def test_the_log_is_a_header_the_events_and_a_closing_line(
     assert len(lines) == 6
 
 
-@hypothesis_settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@hypothesis_settings(max_examples=15)
 @given(st.integers(1, 300_000))
 def test_a_run_reports_every_loss_up_to_ten_thousand_and_always_the_last(steps: int) -> None:
     due = [step for step in range(1, steps + 1) if point_is_due(step, steps)]

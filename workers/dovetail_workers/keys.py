@@ -3,7 +3,7 @@
 jobs/<id>/attempts/<n>/journal/00000001.jsonl    reports, numbered without gaps
 jobs/<id>/attempts/<n>/log/00000001.log          what the program printed, numbered without gaps
 jobs/<id>/curves/attempt-<n>/events.out.tfevents…  TensorBoard files
-jobs/<id>/checkpoints/0000000100-<n>/…           parts and, written last, manifest.json
+jobs/<id>/checkpoints/0000000100-<n>/…           parts/… and, written last, manifest.json
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The words a worker speaks upward. Frozen values; one JSON object per line in the reports pipe and
 in the journal.
 
-The training process writes `Progress`, `Metrics`, `CheckpointSaved`, `CheckpointRemoved`,
-`MemoryUsed` and `Refused` to `$DOVETAIL_REPORTS`; the supervisor beside it adds `Started` and
-`Ended`, numbers all of them and puts them into the journal in storage.
+The training process writes them to `$DOVETAIL_REPORTS`; the supervisor beside it numbers them and
+puts them into the journal in storage. `Ended` is the supervisor's own, as is `Started` for a script.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -33,7 +33,6 @@ def batch(source: Source, *indices: int, epoch: int = 0) -> images.ImageBatch:
     return found
 
 
-@settings(deadline=None, derandomize=True, database=None)
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=80),
     fraction=st.floats(0.05, 0.95),

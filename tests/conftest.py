@@ -2,5 +2,5 @@
 
 from hypothesis import settings
 
-settings.register_profile("jobs", deadline=None, derandomize=True, database=None)
-settings.load_profile("jobs")
+settings.register_profile("dovetail", deadline=None, derandomize=True, database=None)
+settings.load_profile("dovetail")
