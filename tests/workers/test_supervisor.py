@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dovetail_workers.launch import Launch
-from dovetail_workers.reports import CheckpointSaved, Ended, Metrics, Started
+from dovetail_workers.reports import CheckpointSaved, Ended, Metrics, Progress, Started
 from helpers.attempts import (
     alive,
     ended,
@@ -172,7 +172,7 @@ def test_the_program_is_told_its_place_and_its_threads(tmp_path: Path) -> None:
     )
     run(launch, tmp_path, RAY_SECRET="x")
     assert log_text(launch).splitlines() == [
-        "abc123", "abc123.1", "0", "1", "cpu", str(2**30), "3 b c",
+        "abc123", "1", "0", "1", "cpu", str(2**30), "3 b c",
     ]  # fmt: skip
 
 
@@ -189,3 +189,24 @@ def test_two_workers_of_one_attempt_cannot_both_speak(tmp_path: Path) -> None:
     second = start(launch, tmp_path)
     assert second.wait(30) != 0
     assert entries(launch) == before
+
+
+def test_a_python_script_may_use_the_reporter(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "from dovetail_workers import reporter\n"
+        "before = reporter.resume_folder()\n"
+        "print(before and (before / 'state').read_text())\n"
+        "reporter.report(step=3, steps=9, metrics={'loss': 0.5}, samples_per_s=7.0)\n"
+        "folder = reporter.new_folder('three')\n"
+        "(folder / 'state').write_text('at three')\n"
+        "reporter.checkpoint(step=3, folder=folder)\n"
+    )
+    first = script_launch(tmp_path, "python program.py", workdir=str(tmp_path))
+    assert run(first, tmp_path).outcome == "succeeded"
+    said = [entry.report for entry in entries(first)]
+    assert Progress(step=3, steps=9, samples_per_s=7.0) in said
+    assert Metrics(step=3, values={"loss": 0.5}) in said
+    assert [report.step for report in said if isinstance(report, CheckpointSaved)] == [3]
+    second = script_launch(tmp_path, "python program.py", attempt=2, workdir=str(tmp_path))
+    assert run(second, tmp_path).outcome == "succeeded"
+    assert (log_text(first), log_text(second)) == ("None\n", "at three\n")

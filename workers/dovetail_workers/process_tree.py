@@ -3,7 +3,7 @@ left.
 
 Two nets. The supervisor is a *subreaper* (prctl(2)): a descendant whose parent ends becomes its
 child, whatever sessions or groups it made for itself, so its tree holds them all. And every process
-of an attempt inherits `DOVETAIL_ATTEMPT=<job>.<n>`, so that the node's agent finds them when the
+of an attempt inherits `DOVETAIL_ATTEMPT_ID=<job>.<n>`, so that the node's agent finds them when the
 supervisor itself is gone. A tree that cleared its environment *and* lost its supervisor is out of
 reach.
 """
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
-ATTEMPT_VARIABLE = "DOVETAIL_ATTEMPT"
+ATTEMPT_VARIABLE = "DOVETAIL_ATTEMPT_ID"
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

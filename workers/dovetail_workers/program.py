@@ -87,6 +87,7 @@ def environment(
         **secrets,
         ATTEMPT_VARIABLE: launch.attempt_id,
         "DOVETAIL_JOB": launch.job_id,
+        "DOVETAIL_ATTEMPT": str(launch.attempt),
         "DOVETAIL_RANK": "0",
         "DOVETAIL_WORLD_SIZE": "1",
         "DOVETAIL_DEVICE": "cuda:0" if kind == "cuda" else "cpu",

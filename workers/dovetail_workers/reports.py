@@ -2,7 +2,8 @@
 in the journal.
 
 The training process writes them to `$DOVETAIL_REPORTS`; the supervisor beside it numbers them and
-puts them into the journal in storage. `Ended` is the supervisor's own, as is `Started` for a script.
+puts them into the journal in storage. `Ended` is the
+supervisor's own, and so is `Started` for a script.
 """
 
 from __future__ import annotations
