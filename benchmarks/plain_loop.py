@@ -38,6 +38,8 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         loss = cross_entropy(model(batch), labels[chosen])
         loss.backward()
+        if spec.train.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), spec.train.clip_norm)
         optimizer.step()
         loss.item()
         if step == warm_up:
