@@ -17,7 +17,7 @@ from dovetail.api.auth import BODY_LIMIT_BYTES, is_loopback
 from dovetail.service.contract import JobView, MetricPointView, Service
 from dovetail_jobs.lifecycle import State
 from dovetail_jobs.spec import JobSpec
-from helpers.fake_server import TOKEN, Stage, staged
+from helpers.fake_server import TOKEN
 from helpers.fake_service import (
     FakeService,
     attempt_view,
@@ -29,18 +29,6 @@ from helpers.fake_service import (
 GOLDEN = Path(__file__).parents[1] / "golden" / "openapi.json"
 API = "/api/v1"
 SPEC = JobSpec(name="hello", script="true").to_json()
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture
-def service(stage: Stage) -> Iterator[FakeService]:
-    with stage.play() as service:
-        yield service
 
 
 @pytest.fixture

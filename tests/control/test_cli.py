@@ -27,7 +27,7 @@ from dovetail.service.contract import (
 )
 from dovetail.settings import Settings
 from dovetail_jobs.lifecycle import State
-from helpers.fake_server import TOKEN, Stage, staged
+from helpers.fake_server import TOKEN
 from helpers.fake_service import (
     SUBMITTED,
     FakeService,
@@ -53,18 +53,6 @@ class Said:
 
 
 Run = Callable[..., Said]
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture
-def service(stage: Stage) -> Iterator[FakeService]:
-    with stage.play() as service:
-        yield service
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +29,10 @@ from dovetail_jobs.errors import (
     UserError,
 )
 from dovetail_jobs.spec import JobSpec
-from helpers.fake_server import TOKEN, Stage, served, staged
+from helpers.fake_server import TOKEN, served
 from helpers.fake_service import FakeService, job_view
 
 SPEC = JobSpec(name="hello", script="true").to_json()
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture
-def service(stage: Stage) -> Iterator[FakeService]:
-    with stage.play() as service:
-        yield service
 
 
 @pytest.fixture
