@@ -66,7 +66,7 @@ def test_a_database_of_a_newer_dovetail_is_refused_and_left_alone(tmp_path: Path
         Store(url_of(tmp_path))
     assert str(caught.value) == (
         f"{url_of(tmp_path)}: its schema 9999 is newer than Dovetail {version('dovetail')} knows "
-        "(up to 0001); install the newer Dovetail again or name another database"
+        "(up to 0002); install the newer Dovetail again or name another database"
     )
     assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
     connection.close()

@@ -118,7 +118,9 @@ class Platform:
         if old.state is State.SUCCEEDED:
             raise Conflict(f"job {old.id} succeeded; there is nothing to retry, submit it again")
         origin = None if from_scratch else old.id
-        job, _ = self._store.submit(old.spec, user=old.user, key=None, now=_now(), origin=origin)
+        job, _ = self._store.submit(
+            old.spec, user=old.user, key=None, now=_now(), origin=origin, code=old.code
+        )
         self._changed()
         return self._view(job)
 

@@ -95,7 +95,8 @@ class JobRecord:
     """A job with its attempts and checkpoints, oldest first.
 
     `version` counts changes of the lifecycle; `metrics` holds each metric's last value, None where
-    it was not finite; `origin_job` is the job that this one tries again.
+    it was not finite; `origin_job` is the job that this one tries again; `code` is the content hash
+    of its code snapshot, None for a job that brings no code.
     """
 
     id: str
@@ -106,6 +107,7 @@ class JobRecord:
     labels: dict[str, str]
     parent: str | None
     origin_job: str | None
+    code: str | None
     spec: dict[str, Any]
     state: State
     reason: Reason

@@ -60,19 +60,27 @@ class Store:
         key: str | None,
         now: datetime,
         origin: str | None = None,
+        code: str | None = None,
     ) -> tuple[JobRecord, bool]:
         """The job of this resolved spec, and whether it is new: a key makes one job, however often.
 
-        `origin` is the id of the job that this one tries again. Raises Conflict if the key was used
-        for another spec.
+        `origin` is the id of the job that this one tries again, `code` the content hash of its code
+        snapshot. Raises Conflict if the key was used for another request.
         """
-        digest = request_digest(spec, origin)
+        digest = request_digest(spec, origin, code)
         for _ in range(_SUBMIT_TRIES):
             try:
                 with self._write() as session, session.begin():
                     found = earlier(session, key, digest) if key is not None else None
                     job = found or add_job(
-                        session, spec, user=user, key=key, digest=digest, origin=origin, now=now
+                        session,
+                        spec,
+                        user=user,
+                        key=key,
+                        digest=digest,
+                        origin=origin,
+                        code=code,
+                        now=now,
                     )
                     session.flush()
                     return job.record(), found is None

@@ -39,6 +39,7 @@ def add_job(
     key: str | None,
     digest: str,
     origin: str | None,
+    code: str | None,
     now: datetime,
 ) -> Job:
     """A new QUEUED job with a random id. The database refuses an id or a key that exists."""
@@ -50,6 +51,7 @@ def add_job(
         labels=spec["labels"],
         parent=None,
         origin_job=origin,
+        code=code,
         submit_key=key,
         digest=digest,
         spec=spec,
@@ -80,7 +82,12 @@ def add_job(
     return job
 
 
-def request_digest(spec: dict[str, Any], origin: str | None) -> str:
-    """Equal for equal requests: sha256 over the resolved spec and the job that it tries again."""
-    canonical = json.dumps({"spec": spec, "origin": origin}, sort_keys=True, separators=(",", ":"))
+def request_digest(spec: dict[str, Any], origin: str | None, code: str | None = None) -> str:
+    """Equal for equal requests: sha256 over the resolved spec, the job that it tries again and the
+    code that it runs.
+    """
+    request = {"spec": spec, "origin": origin}
+    if code is not None:  # the digest of a request without code stays what it always was
+        request["code"] = code
+    canonical = json.dumps(request, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

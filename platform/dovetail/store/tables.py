@@ -96,6 +96,7 @@ class Job(Base):
     labels: Mapped[dict[str, Any]]
     parent: Mapped[str | None] = mapped_column(String(16))
     origin_job: Mapped[str | None] = mapped_column(String(16))
+    code: Mapped[str | None] = mapped_column(String(64))
     submit_key: Mapped[str | None] = mapped_column(unique=True)
     digest: Mapped[str] = mapped_column(String(64))
     spec: Mapped[dict[str, Any]]
@@ -125,6 +126,7 @@ class Job(Base):
             labels=self.labels,
             parent=self.parent,
             origin_job=self.origin_job,
+            code=self.code,
             spec=self.spec,
             state=self.state,
             reason=self.reason,
@@ -231,6 +233,17 @@ class Point(Base):
     step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True)
     value: Mapped[float | None]
+
+
+class Lease(Base):
+    """Who decides: `token` grows with every change of holder, `renewals` with every sign of life."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    holder: Mapped[str | None] = mapped_column(Text)
+    token: Mapped[int] = mapped_column(BigInteger)
+    renewals: Mapped[int] = mapped_column(BigInteger)
 
 
 class Checkpoint(Base):
