@@ -26,6 +26,7 @@ from dovetail_jobs.errors import AuthError, Conflict, NotFound, Unreachable, Use
 COMMAND = (sys.executable, "-m", "dovetail.serve")
 START_S = 60.0
 STOP_S = 60.0
+REMOTE_AGAIN_S = 60.0  # how long a server elsewhere may be away before a follower gives up
 _STARTED = "started a local server and Ray (`dovetail down` stops both)"
 _JOINED = "started a local server on the Ray at {} (`dovetail down` stops the server)"
 _KINDS = {kind.exit_code: kind for kind in (UserError, NotFound, AuthError, Conflict)}
@@ -78,6 +79,26 @@ def ensure_server(
     address = settings.ray_address
     say(_JOINED.format(address) if address else _STARTED)
     return client
+
+
+def server_again(settings: Settings, lost: Unreachable, say: Callable[[str], None]) -> Client:
+    """The server of this home after it stopped answering: found, awaited, or started anew.
+
+    One that was stopped on purpose has taken `server.json` with it; then, and when a server
+    elsewhere stays away, `lost` is raised again.
+    """
+    if settings.server_url:
+        say(f"{lost.message}; waiting up to {REMOTE_AGAIN_S:.0f} s for it")
+        client = find_server(settings)
+        deadline_s = time.monotonic() + REMOTE_AGAIN_S
+        while client is not None and time.monotonic() < deadline_s:
+            if client.healthy():
+                return client
+            time.sleep(1.0)  # nothing of a machine elsewhere wakes us
+        raise lost
+    if server_pid(settings) is None:
+        raise lost
+    return ensure_server(settings, say)
 
 
 def server_pid(settings: Settings) -> int | None:

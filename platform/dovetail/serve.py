@@ -82,6 +82,8 @@ def serve(settings: Settings, ready_fd: int | None) -> None:
         server = uvicorn.Server(config)
 
         def end() -> None:
+            # Gone first: who loses the connection knows that this was wanted (server_again).
+            settings.server_file.unlink(missing_ok=True)
             changes.close()  # whoever waits for news is answered now, and not after a grace
             server.should_exit = True
 

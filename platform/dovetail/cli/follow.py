@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dovetail.cli.options import connect_again
 from dovetail.cli.output import Json
+from dovetail_jobs.errors import Unreachable
 
 if TYPE_CHECKING:
     from dovetail.client import Client
@@ -23,7 +25,7 @@ class LogReader:
     def __init__(
         self, client: Client, job_id: str, write: Callable[[Json], None], first: int = 1
     ) -> None:
-        self._client, self._job_id, self._write = client, job_id, write
+        self.client, self._job_id, self._write = client, job_id, write
         self._attempt, self._offset = first, 0
         self.within_line = False
 
@@ -34,7 +36,7 @@ class LogReader:
         if attempt > self._attempt:
             self._attempt, self._offset = attempt, 0
         while True:
-            chunk = self._client.logs(
+            chunk = self.client.logs(
                 self._job_id, attempt=attempt, offset=self._offset, wait_s=wait_s
             )
             self._offset = chunk["next_offset"]
@@ -50,18 +52,28 @@ def follow_job(
     job_id: str,
     reader: LogReader | None = None,
     show: Callable[[Json], None] = lambda job: None,
+    again: Callable[[Unreachable], Client] = connect_again,
 ) -> Json:
-    """Read on and show each state of the job until it is over; the job then."""
-    job, change = client.job(job_id)
+    """Read on and show each state of the job until it is over; the job then.
+
+    A server that dies in between is no end: `again` gives its successor, or raises.
+    """
+    change: int | None = None
     while True:
-        over = job["state"] in OVER
-        show(job)
-        if reader:
-            for attempt in job["attempts"]:
-                reader.read(attempt["number"], LAST_LINES_S if over else None)
+        try:
+            job, change = client.job(job_id, after=change)
+            over = job["state"] in OVER
+            show(job)
+            if reader:
+                for attempt in job["attempts"]:
+                    reader.read(attempt["number"], LAST_LINES_S if over else None)
+        except Unreachable as lost:
+            client, change = again(lost), None  # each server counts its changes from 0
+            if reader:
+                reader.client = client
+            continue
         if over:
             return job
-        job, change = client.job(job_id, after=change)
 
 
 def wait_until_over(client: Client, job_id: str) -> Json:

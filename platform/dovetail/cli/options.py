@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from dovetail.client import Client
+    from dovetail_jobs.errors import Unreachable
 
 
 def complete_job(incomplete: str) -> list[str]:
@@ -44,3 +45,14 @@ def connect() -> Client:
     from dovetail.settings import Settings
 
     return ensure_server(Settings.from_environment(), say)
+
+
+def connect_again(lost: Unreachable) -> Client:
+    """The server of this home after it stopped answering; raises `lost` where it was stopped on
+    purpose.
+    """
+    from dovetail.cli.output import say
+    from dovetail.local_server import server_again
+    from dovetail.settings import Settings
+
+    return server_again(Settings.from_environment(), lost, say)

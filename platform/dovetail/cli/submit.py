@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dovetail.cli.options import AsJson, connect
+from dovetail.cli.options import AsJson, connect, connect_again
 from dovetail.cli.output import Json, number, print_facts, print_json, say
 from dovetail_jobs.errors import SpecError, Unreachable, UserError
 from dovetail_jobs.units import format_bytes
@@ -111,8 +111,12 @@ def _plan(client: Client, specs: list[Json], as_json: bool) -> None:
 def _submit(client: Client, spec: Json, key: str | None) -> Json:
     import uuid
 
-    job, created = client.submit(spec, key or uuid.uuid4().hex)
-    if created:
+    under = key or uuid.uuid4().hex
+    try:
+        job, created = client.submit(spec, under)
+    except Unreachable as lost:
+        job, created = connect_again(lost).submit(spec, under)
+    if created or key is None:
         say(f"submitted {job['name']} as {job['id']}")
     else:
         say(f"{job['name']} was submitted under this key before, as {job['id']}")
