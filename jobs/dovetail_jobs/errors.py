@@ -6,6 +6,7 @@ DovetailError                 exit code 1
 ├── NotFound                  3   no such job, family, file
 ├── AuthError                 4   missing or wrong token
 ├── Unreachable               5   the server or the cluster does not answer
+│   └── DatabaseLost          5   the server answers, but its database does not
 └── Conflict                  6   the request does not fit the present state
 
 A message says place, value, rule and way out. All of them cross process boundaries, so all of
@@ -49,6 +50,10 @@ class AuthError(DovetailError):
 class Unreachable(DovetailError):
     exit_code = 5
     code = "unreachable"
+
+
+class DatabaseLost(Unreachable):
+    code = "database_lost"
 
 
 class Conflict(DovetailError):

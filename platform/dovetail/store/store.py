@@ -6,7 +6,9 @@ and a journal entry names the attempt's `cursor` that it was read at. A late one
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from datetime import datetime
 from typing import Any, Self, Unpack
 
@@ -14,10 +16,13 @@ from sqlalchemy import CursorResult, Update, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from dovetail.store import lease
 from dovetail.store.change import apply_event
 from dovetail.store.curves import effective
 from dovetail.store.engine import open_engine, reading
+from dovetail.store.lease import LeaseRecord
 from dovetail.store.lookup import WHOLE, find
+from dovetail.store.outage import named, place
 from dovetail.store.records import AttemptDetails, EventRecord, JobRecord, MetricPoint
 from dovetail.store.reported import add_reports
 from dovetail.store.schema import upgrade
@@ -42,6 +47,42 @@ class Store:
         upgrade(url)
         self._engine = open_engine(url)
         self._snapshot = reading(self._engine)
+        self._token: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the database is, for people; without user and password."""
+        return place(self._engine.url)
+
+    def lease(self) -> LeaseRecord:
+        """Who decides."""
+        with self._read() as session:
+            return lease.look(session)
+
+    def take_lease(self, holder: str, seen: LeaseRecord) -> Store | None:
+        """This store for the one who decides: each write proves the lease and renews it.
+
+        Its writes raise LeaseLost once another holder took it. None if the lease is no longer as
+        it was `seen`.
+        """
+        with self._write() as session:
+            token = lease.take(session, holder, seen)
+        if token is None:
+            return None
+        bound = copy(self)
+        bound._token = token
+        return bound
+
+    def renew_lease(self) -> None:
+        """Show that the holder of this store's lease lives; raises LeaseLost."""
+        with self._write():
+            pass
+
+    def give_back_lease(self) -> None:
+        """Whoever comes next need not wait. Nothing happens if another holds it by now."""
+        if self._token is not None:
+            with named(self._engine.url), Session(self._engine) as session, session.begin():
+                lease.give_back(session, self._token)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -70,7 +111,7 @@ class Store:
         digest = request_digest(spec, origin, code)
         for _ in range(_SUBMIT_TRIES):
             try:
-                with self._write() as session, session.begin():
+                with self._write() as session:
                     found = earlier(session, key, digest) if key is not None else None
                     job = found or add_job(
                         session,
@@ -141,7 +182,7 @@ class Store:
         speaks of another attempt than the present one. Placed needs the details `node_id` and
         `cpus`. Raises InvalidTransition, with the job's last events, and NotFound.
         """
-        with self._write() as session, session.begin():
+        with self._write() as session:
             job = _locked(session, job_id)
             if job.version != version or not apply_event(session, job, event, now, details):
                 return None
@@ -174,7 +215,7 @@ class Store:
             )
             .values(cursor=cursor_to)
         )
-        with self._write() as session, session.begin():
+        with self._write() as session:
             job = _locked(session, job_id)
             row = _attempt(job, attempt)
             if not _wrote(session, guarded):
@@ -195,7 +236,7 @@ class Store:
 
         The version stays: what a job waits for must not make a cancel that happens now come late.
         """
-        with self._write() as session, session.begin():
+        with self._write() as session:
             job = _locked(session, job_id)
             before = (job.reason, job.message)
             stands = job.version == version and job.state is State.QUEUED
@@ -243,14 +284,21 @@ class Store:
     def _mark(self, job_id: str, attempt: int, column: str, now: datetime) -> bool:
         unmarked = getattr(Attempt, column).is_(None)
         mark = update(Attempt).where(Attempt.job_id == job_id, Attempt.number == attempt, unmarked)
-        with self._write() as session, session.begin():
+        with self._write() as session:
             return _wrote(session, mark.values({column: now}))
 
-    def _read(self) -> Session:
-        return Session(self._snapshot)
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with named(self._engine.url), Session(self._snapshot) as session:
+            yield session
 
-    def _write(self) -> Session:
-        return Session(self._engine)
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        """One transaction, under the lease if this store is bound to one."""
+        with named(self._engine.url), Session(self._engine) as session, session.begin():
+            if self._token is not None:
+                lease.renew(session, self._token)
+            yield session
 
 
 def _locked(session: Session, job_id: str) -> Job:

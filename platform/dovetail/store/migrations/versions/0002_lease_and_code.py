@@ -13,7 +13,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("code", sa.String(64)))
-    op.create_table(
+    leases = op.create_table(
         "leases",
         sa.Column("name", sa.String(64), nullable=False),
         sa.Column("holder", sa.Text()),
@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column("renewals", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_leases"),
     )
+    op.bulk_insert(leases, [{"name": "server", "holder": None, "token": 0, "renewals": 0}])
 
 
 def downgrade() -> None:
