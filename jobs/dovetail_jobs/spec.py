@@ -198,6 +198,7 @@ class JobSpec(_Model):
     priority: Annotated[int, Field(ge=0, le=100)] = 50
     retry: Retry = Retry()
     max_duration: Seconds | None = None
+    progress_timeout: Seconds | None = None
 
     @model_validator(mode="after")
     def _program(self) -> Self:

@@ -64,7 +64,7 @@ def test_the_manifest_is_written_last_and_only_once(storage: LocalStorage) -> No
 
 def test_parts_without_a_manifest_are_no_checkpoint(storage: LocalStorage) -> None:
     storage.put(checkpoint_prefix("job", 100, 1) + "parts/models.pt", b"half")
-    said: list[str] = []
+    said: list[checkpoint.Skipped] = []
     assert checkpoint.newest(storage, [ALL], said.append) is None
     assert said == []
 
@@ -108,10 +108,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
 ) -> None:
     older, newer = save(storage, 100), save(storage, 200)
     damage(storage, newer.prefix)
-    said: list[str] = []
+    said: list[checkpoint.Skipped] = []
     assert checkpoint.newest(storage, [ALL], said.append) == older
     assert len(said) == 1
-    assert said[0].startswith(f"checkpoint {newer.prefix} is damaged and is skipped: {sentence}")
+    assert str(said[0]).startswith(
+        f"checkpoint {newer.prefix} is damaged and is skipped: {sentence}"
+    )
+    assert (said[0].attempt, said[0].step) == (1, 200)
 
 
 def test_a_later_attempt_supersedes_an_earlier_one(storage: LocalStorage) -> None:
@@ -161,7 +164,7 @@ def test_retention_interrupted_at_any_delete_leaves_no_false_checkpoint(
         fragile.left = deletes
         with pytest.raises(Interrupted):
             checkpoint.retain(fragile, ALL, 1)
-        said: list[str] = []
+        said: list[checkpoint.Skipped] = []
         found = checkpoint.newest(storage, [ALL], said.append)
         assert found is not None
         assert found.step == 200 + deletes

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dovetail_workers import pace, reports
+from dovetail_workers.fence import Fenced
 from dovetail_workers.inbox import parse_line
 from dovetail_workers.journal import JournalWriter, read_segments
 from dovetail_workers.log import LogWriter, read_log
 from dovetail_workers.reports import Ended, Metrics, Progress
 from dovetail_workers.storage.local import LocalStorage
-from dovetail_workers.storage.protocol import KeyExists
+from dovetail_workers.storage.protocol import Storage
 
 
 def writer(storage: LocalStorage, pieces: list[bytes], **options: list[str]) -> LogWriter:
@@ -23,15 +24,21 @@ def writer(storage: LocalStorage, pieces: list[bytes], **options: list[str]) -> 
         secrets=options.get("secrets", []),
         tee=pieces.append,
         on_written=lambda: None,
+        on_broken=lambda error: None,
     )
+
+
+def journal_writer(storage: Storage, broken: list[Exception] | None = None) -> JournalWriter:
+    on_broken = [].append if broken is None else broken.append
+    return JournalWriter(storage, "j", 1, on_written=lambda: None, on_broken=on_broken)
 
 
 def test_a_reader_continues_at_its_cursor(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    journal = JournalWriter(storage, "j", 1, on_written=lambda: None)
+    journal = journal_writer(storage)
     journal.append(Ended(outcome="lost", exit_code=None, message="urgent, so it is a segment"))
     journal.append(Progress(step=1))
-    journal.close()
+    journal.close(1)
     journal_again = list(read_segments(storage, "j", 1, 1))
     numbers = [entry.number for _, segment in journal_again for entry in segment]
     assert numbers == [1, 2]
@@ -42,13 +49,14 @@ def test_a_reader_continues_at_its_cursor(tmp_path: Path) -> None:
 
 def test_a_second_writer_of_the_same_attempt_is_fenced(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    first = JournalWriter(storage, "j", 1, on_written=lambda: None)
+    first = journal_writer(storage)
     first.append(Progress(step=1))
-    first.close()
-    second = JournalWriter(storage, "j", 1, on_written=lambda: None)
+    first.close(1)
+    second = journal_writer(storage)
     second.append(Progress(step=1))
-    with pytest.raises(KeyExists):
-        second.close()
+    with pytest.raises(Fenced, match=r"journal/00000001\.jsonl has another writer"):
+        second.close(1)
+    assert len(list(read_segments(storage, "j", 1, 1))) == 1
 
 
 @pytest.mark.parametrize(
@@ -76,7 +84,7 @@ def test_any_stretch_of_a_log_can_be_read(
     log = writer(storage, [])
     for piece in pieces:
         log.write(piece)
-    log.close()
+    log.close(1)
     whole = b"".join(pieces)
     assert read_log(storage, "j", 1, offset, limit).data == whole[offset : offset + limit]
     assert read_log(storage, "j", 1, -5, 1000).data == whole[-5:]
@@ -87,7 +95,7 @@ def test_a_secret_cut_in_two_is_still_masked(tmp_path: Path) -> None:
     log = writer(LocalStorage(tmp_path), seen, secrets=["hunter2"])
     for piece in (b"the key is hun", b"ter2 yes\nand hunter", b"2"):
         log.write(piece)
-    log.close()
+    log.close(1)
     assert b"".join(seen) == b"the key is [secret] yes\nand [secret]"
     assert read_log(LocalStorage(tmp_path), "j", 1, 0, 1000).data == b"".join(seen)
 

@@ -10,7 +10,9 @@ import sys
 import threading
 from pathlib import Path
 
+from dovetail_workers.fence import Fenced
 from dovetail_workers.launch import Launch
+from dovetail_workers.storage.protocol import StorageError
 from dovetail_workers.supervisor import Supervisor
 
 GRACE_S = 2.0
@@ -23,7 +25,11 @@ def main() -> int:
         signal.SIGTERM,
         lambda *_: threading.Thread(target=supervisor.stop, args=(GRACE_S,)).start(),
     )
-    ended = supervisor.run()
+    try:
+        ended = supervisor.run()
+    except (Fenced, StorageError) as error:
+        print(f"{launch.attempt_id} ends without a word: {error}", file=sys.stderr)
+        return 1
     print(f"{launch.attempt_id} {ended.outcome}: {ended.message}", file=sys.stderr)
     return 0 if ended.outcome == "succeeded" else 1
 

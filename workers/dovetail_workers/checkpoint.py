@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from pydantic import ValidationError
 
 from dovetail_jobs.errors import UserError
 from dovetail_workers.manifest import Manifest, Part, of_parts
-from dovetail_workers.storage.protocol import KeyNotFound, Storage
+from dovetail_workers.reports import CheckpointSkipped
+from dovetail_workers.storage.protocol import KeyExists, KeyNotFound, Storage, StorageError
 
 _MANIFEST = "manifest.json"
 _PARTS = "parts/"
@@ -50,27 +52,59 @@ class Checkpoint:
         return sum(part.bytes for part in self.manifest.parts.values())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A checkpoint that a resume could not use, and why."""
+
+    prefix: str
+    attempt: int
+    step: int
+    cause: str
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.prefix} is damaged and is skipped: {self.cause}"
+
+    def report(self, instead: Checkpoint | None) -> CheckpointSkipped:
+        """The word for the journal; `instead` is what the resume found after all."""
+        return CheckpointSkipped(
+            key=self.prefix,
+            step=self.step,
+            attempt=self.attempt,
+            cause=self.cause,
+            instead_step=None if instead is None else instead.step,
+        )
+
+
 def save(
     storage: Storage, prefix: str, step: int, phase: str, parts: Mapping[str, bytes | Path]
 ) -> Checkpoint:
-    """Write all parts, then the manifest. Raises UserError when `prefix` holds a checkpoint."""
+    """Write all parts, then the manifest. Raises UserError when `prefix` holds a checkpoint, and
+    StorageError when the storage refuses: then what was written is taken back, which makes room.
+    """
     if _exists(storage, prefix + _MANIFEST):
         raise UserError(f"checkpoint of step {step}: {prefix} exists already; save each step once")
     written: dict[str, Part] = {}
-    for name, data in parts.items():
-        storage.put(prefix + _PARTS + name, data)
-        written[name] = _describe(data)
-    manifest = of_parts(step, phase, written)
-    storage.create(prefix + _MANIFEST, manifest.to_json())
+    try:
+        for name, data in parts.items():
+            storage.put(prefix + _PARTS + name, data)
+            written[name] = _describe(data)
+        manifest = of_parts(step, phase, written)
+        storage.create(prefix + _MANIFEST, manifest.to_json())
+    except KeyExists:
+        raise
+    except StorageError:
+        with suppress(StorageError):
+            _take_back(storage, prefix, parts)
+        raise
     return Checkpoint(prefix=prefix, manifest=manifest)
 
 
 def newest(
-    storage: Storage, prefixes: Sequence[str], say: Callable[[str], None] = print
+    storage: Storage, prefixes: Sequence[str], on_skipped: Callable[[Skipped], None] = print
 ) -> Checkpoint | None:
     """The newest checkpoint that verifies, below the first of `prefixes` that has one.
 
-    `say` gets a sentence for each that is damaged and therefore skipped.
+    `on_skipped` gets each that is damaged and therefore skipped, newest first.
     """
     for prefix in prefixes:
         for folder in reversed(_folders(storage, prefix)):
@@ -79,7 +113,10 @@ def newest(
             try:
                 return _verified(storage, folder.prefix)
             except CheckpointDamaged as damage:
-                say(f"checkpoint {folder.prefix} is damaged and is skipped: {damage}")
+                attempt, step = folder.age
+                on_skipped(
+                    Skipped(prefix=folder.prefix, attempt=attempt, step=step, cause=str(damage))
+                )
     return None
 
 
@@ -92,13 +129,14 @@ def retain(storage: Storage, prefix: str, keep: int) -> list[str]:
     """Remove all below `prefix` that is older than its newest `keep` checkpoints.
 
     A manifest goes before its parts, so that what is half removed is no checkpoint. Returns the
-    prefixes of the checkpoints that went; parts that never got a manifest go silently.
+    prefixes of the checkpoints that went. Parts that never got a manifest go silently once a newer
+    checkpoint is whole: nobody writes them any more.
     """
     folders = _folders(storage, prefix)
     kept = [folder for folder in folders if folder.whole][-keep:]
     removed = []
     for folder in folders:
-        if kept and folder.age < kept[0].age:
+        if kept and folder.age < kept[0 if folder.whole else -1].age:
             if folder.whole:
                 storage.delete(folder.prefix + _MANIFEST)
                 removed.append(folder.prefix)
@@ -157,6 +195,9 @@ def _folders(storage: Storage, prefix: str) -> list[_Folder]:
 def _verified(storage: Storage, prefix: str) -> Checkpoint:
     try:
         manifest = Manifest.model_validate_json(storage.get(prefix + _MANIFEST))
+    except KeyNotFound:
+        # The retention of an attempt that was given up may still run beside us.
+        raise CheckpointDamaged(f"{_MANIFEST} was removed meanwhile") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = "".join(f"{step} " for step in first["loc"])
@@ -165,6 +206,13 @@ def _verified(storage: Storage, prefix: str) -> Checkpoint:
         for _ in _chunks(storage, prefix, name, part):
             pass
     return Checkpoint(prefix=prefix, manifest=manifest)
+
+
+def _take_back(storage: Storage, prefix: str, parts: Iterable[str]) -> None:
+    """The manifest first: a create that failed may still have written it."""
+    storage.delete(prefix + _MANIFEST)
+    for name in parts:
+        storage.delete(prefix + _PARTS + name)
 
 
 def _chunks(storage: Storage, prefix: str, name: str, part: Part) -> Iterator[bytes]:

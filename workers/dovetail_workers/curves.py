@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from dovetail_workers.storage.protocol import Storage
+from dovetail_workers.storage.protocol import Storage, StorageError
 
 
 class Curves:
@@ -27,7 +27,9 @@ class Curves:
         self._points.append((time.time(), step, values))
 
     def flush(self) -> None:
-        """Write what came since the last flush; nothing new, no file."""
+        """Write what came since the last flush; nothing new, no file. A storage that refuses is
+        asked again by the next flush: these points are a copy of what the journal holds.
+        """
         if not self._points:
             return
         # Only here: the import costs as long as several steps of a small model.
@@ -48,5 +50,9 @@ class Curves:
         self._files += 1
         # TensorBoard takes a name for an event file when it contains `tfevents`.
         name = f"events.out.tfevents.{self._files:010d}"
-        self._storage.create(self._prefix + name, file.getvalue())
+        try:
+            self._storage.create(self._prefix + name, file.getvalue())
+        except StorageError as error:
+            print(f"curves: {error}", flush=True)
+            return
         self._points.clear()

@@ -12,7 +12,7 @@ import math
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class ReportInbox:
         try:
             for report in parse_line(line):
                 self._accept(report)
-        except ValueError as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             shown = line[:200].decode(errors="replace")
             self._complain(f"this report line was not understood: {shown} ({error})")
 
@@ -95,23 +95,21 @@ def parse_line(line: bytes) -> list[Report]:
     return list(_short_form(value, step))
 
 
-def _short_form(value: dict[str, Any], step: int) -> list[Report]:
+def _short_form(value: dict[str, Any], step: int) -> Iterator[Report]:
     phase = value.get("phase", "train")
-    found: list[Report] = [
-        Progress(
-            step=step,
-            steps=value.get("steps"),
-            phase=phase,
-            samples_per_s=value.get("samples_per_s"),
-        )
-    ]
+    progress: dict[str, Any] = {
+        key: value[key] for key in ("steps", "samples_per_s") if key in value
+    }
+    yield reports.from_json({"type": Progress.type, "step": step, "phase": phase, **progress})
     if metrics := value.get("metrics"):
+        if not isinstance(metrics, dict):
+            raise ValueError("metrics must be names with numbers")
         for name, number in metrics.items():
             if not isinstance(number, int | float) or not math.isfinite(number):
                 raise ValueError(f"metrics.{name} must be a finite number")
-        found.append(
-            Metrics(step=step, values={k: float(v) for k, v in metrics.items()}, phase=phase)
+        values = {name: float(number) for name, number in metrics.items()}
+        yield reports.from_json(
+            {"type": Metrics.type, "step": step, "values": values, "phase": phase}
         )
     if "checkpoint" in value:
-        found.append(CheckpointFolder(step=step, path=str(value["checkpoint"])))
-    return found
+        yield CheckpointFolder(step=step, path=str(value["checkpoint"]))

@@ -2,7 +2,7 @@
 written.
 
 Segments are numbered without gaps and created, never replaced: a second writer of the same attempt
-meets KeyExists and knows that it is fenced. A reader keeps the number of the next segment as its
+is fenced. A reader keeps the number of the next segment as its
 cursor.
 """
 
@@ -13,10 +13,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from dovetail_workers import keys, reports
-from dovetail_workers.pace import Pacer
 from dovetail_workers.reports import Report
+from dovetail_workers.segments import SegmentWriter
 from dovetail_workers.storage.protocol import KeyNotFound, Storage
 
 _CAN_WAIT = (reports.Progress, reports.Metrics, reports.MemoryUsed)
@@ -34,41 +35,51 @@ class Entry:
 
 
 class JournalWriter:
-    """Collects reports and writes them as segments; `on_written` is called after each."""
+    """Collects reports and writes them as segments; `on_written` is called after each, `on_broken`
+    when no more can be written.
+    """
 
     def __init__(
-        self, storage: Storage, job_id: str, attempt: int, on_written: Callable[[], None]
+        self,
+        storage: Storage,
+        job_id: str,
+        attempt: int,
+        *,
+        on_written: Callable[[], None],
+        on_broken: Callable[[Exception], None],
     ) -> None:
-        self._storage = storage
-        self._job_id, self._attempt = job_id, attempt
-        self._on_written = on_written
         self._lock = threading.Lock()
         self._pending: list[Entry] = []
-        self._count = self._segments = 0
-        self._pacer = Pacer(self._flush, name="journal")
-
-    @property
-    def error(self) -> Exception | None:
-        return self._pacer.error
+        self._count = 0
+        self._segments = SegmentWriter(
+            storage,
+            partial(keys.journal_segment, job_id, attempt),
+            self._take,
+            on_written=on_written,
+            on_broken=on_broken,
+            name="journal",
+        )
 
     def append(self, report: Report) -> None:
         with self._lock:
             self._count += 1
             self._pending.append(Entry(number=self._count, at=datetime.now(UTC), report=report))
-        self._pacer.poke(urgent=not isinstance(report, _CAN_WAIT))
+        self._segments.poke(urgent=not isinstance(report, _CAN_WAIT))
 
-    def close(self) -> None:
-        """Write what is left; raises StorageError when the storage refused."""
-        self._pacer.close()
+    def close(self, patience_s: float) -> None:
+        """Write what is left; raises StorageError when that was refused for `patience_s`, Fenced
+        when another writer came first.
+        """
+        self._segments.close(patience_s)
 
-    def _flush(self) -> None:
+    def abandon(self) -> None:
+        """Write nothing more."""
+        self._segments.abandon()
+
+    def _take(self) -> bytes:
         with self._lock:
             entries, self._pending = self._pending, []
-        if not entries:
-            return
-        self._segments += 1
-        write_segment(self._storage, self._job_id, self._attempt, self._segments, entries)
-        self._on_written()
+        return b"".join(_line(entry) for entry in entries)
 
 
 def write_segment(
@@ -84,14 +95,31 @@ def write_segment(
 def read_segments(
     storage: Storage, job_id: str, attempt: int, next_segment: int
 ) -> Iterator[tuple[int, list[Entry]]]:
-    """Segments from number `next_segment` on that exist by now, each with its number."""
+    """Segments from number `next_segment` on that exist by now, each with its number.
+
+    Where the bytes of a segment are no report, JournalDamaged stands in place of its rest.
+    """
     while True:
         try:
             data = storage.get(keys.journal_segment(job_id, attempt, next_segment))
         except KeyNotFound:
             return
-        yield next_segment, [_entry(line) for line in data.splitlines()]
+        yield next_segment, list(_entries(data, next_segment))
         next_segment += 1
+
+
+def _entries(data: bytes, segment: int) -> Iterator[Entry]:
+    number, whole = 0, 0
+    try:
+        for line in data.splitlines(keepends=True):
+            entry = _entry(line)
+            number, whole = entry.number, whole + 1
+            yield entry
+        if not data:
+            raise ValueError("it is empty")
+    except ValueError as error:
+        damaged = reports.JournalDamaged(segment=segment, whole=whole, cause=str(error))
+        yield Entry(number=number + 1, at=datetime.now(UTC), report=damaged)
 
 
 def _line(entry: Entry) -> bytes:
@@ -100,9 +128,13 @@ def _line(entry: Entry) -> bytes:
 
 
 def _entry(line: bytes) -> Entry:
+    """Raises ValueError for what is no whole entry."""
+    if not line.endswith(b"\n"):
+        raise ValueError("its last line is cut off")
     value = json.loads(line)
-    return Entry(
-        number=value["n"],
-        at=datetime.fromisoformat(value["at"]),
-        report=reports.from_json(value["report"]),
-    )
+    match value:
+        case {"n": int(number), "at": str(at), "report": {} as report}:
+            when = datetime.fromisoformat(at)
+            return Entry(number=number, at=when, report=reports.from_json(report))
+        case _:
+            raise ValueError("a line is no numbered report")

@@ -1,5 +1,7 @@
 """Where each thing of a job lies in storage. The only place that spells these paths.
 
+jobs/<id>/attempts/<n>/claim                     which worker speaks for the attempt
+jobs/<id>/attempts/<n>/fence                     there once the attempt is given up
 jobs/<id>/attempts/<n>/journal/00000001.jsonl    reports, numbered without gaps
 jobs/<id>/attempts/<n>/log/00000001.log          what the program printed, numbered without gaps
 jobs/<id>/curves/attempt-<n>/events.out.tfevents…  TensorBoard files
@@ -11,6 +13,14 @@ from __future__ import annotations
 
 def job_prefix(job_id: str) -> str:
     return f"jobs/{job_id}/"
+
+
+def claim(job_id: str, attempt: int) -> str:
+    return f"jobs/{job_id}/attempts/{attempt}/claim"
+
+
+def fence(job_id: str, attempt: int) -> str:
+    return f"jobs/{job_id}/attempts/{attempt}/fence"
 
 
 def journal_segment(job_id: str, attempt: int, number: int) -> str:

@@ -17,7 +17,9 @@ from pathlib import Path
 from dovetail_jobs.errors import DovetailError
 from dovetail_workers import process_tree, reports
 from dovetail_workers.launch import Launch
-from dovetail_workers.reports import Refused, Report
+from dovetail_workers.reports import Failed, Refused, Report
+from dovetail_workers.storage.open import open_storage
+from dovetail_workers.storage.protocol import StorageError
 
 STOPPED = 128 + signal.SIGTERM
 
@@ -35,7 +37,6 @@ def main() -> int:
     try:
         # torch comes in here, after the signal handler stands: a stop during the import is answered
         # too
-        from dovetail_workers.storage.open import open_storage
         from dovetail_workers.train import train
 
         outcome = train(launch, open_storage(launch.storage_uri), report, stop.is_set)
@@ -43,6 +44,10 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         report(Refused(message=str(error)))
         return error.exit_code
+    except StorageError as error:
+        print(f"error: storage: {error}", file=sys.stderr)
+        report(Failed(message=f"storage: {error}"))
+        return DovetailError.exit_code
     return 0 if outcome == "succeeded" else STOPPED
 
 

@@ -9,10 +9,14 @@ supervisor's own, and so is `Started` for a script.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 Outcome = Literal["succeeded", "failed", "stopped", "lost"]
+Count = Annotated[int, Field(ge=0, lt=2**63)]  # what a database keeps as a whole number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,10 +24,10 @@ class Started:
     """The training process runs. `resumed_from_step` is None for a run from the beginning."""
 
     type: ClassVar[str] = "started"
-    pid: int
+    pid: Count
     node: str
     device: str
-    resumed_from_step: int | None = None
+    resumed_from_step: Count | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +37,8 @@ class Progress:
     """
 
     type: ClassVar[str] = "progress"
-    step: int
-    steps: int | None = None
+    step: Count
+    steps: Count | None = None
     phase: str = "train"
     steps_per_s: float | None = None
     samples_per_s: float | None = None
@@ -47,7 +51,7 @@ class Metrics:
     """
 
     type: ClassVar[str] = "metrics"
-    step: int
+    step: Count
     values: dict[str, float]
     phase: str = "train"
 
@@ -57,10 +61,10 @@ class CheckpointSaved:
     """A whole checkpoint lies under storage prefix `key`; its manifest is written."""
 
     type: ClassVar[str] = "checkpoint"
-    step: int
+    step: Count
     key: str
     uri: str
-    bytes: int
+    bytes: Count
     phase: str = "train"
 
 
@@ -73,13 +77,36 @@ class CheckpointRemoved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSkipped:
+    """A resume found the checkpoint under `key` damaged, as `cause` says. The one of
+    `instead_step` serves; None: none is whole, and the run begins anew.
+    """
+
+    type: ClassVar[str] = "checkpoint_skipped"
+    key: str
+    step: Count
+    attempt: Count
+    cause: str
+    instead_step: Count | None = None
+
+    def __str__(self) -> str:
+        then = "the run begins anew"
+        if self.instead_step is not None:
+            then = f"the one of step {self.instead_step} serves"
+        return (
+            f"checkpoint of step {self.step} (attempt {self.attempt}) is damaged: {self.cause}; "
+            f"{then}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFolder:
     """A script wrote a checkpoint into the local folder `path`; the supervisor stores it and says
     CheckpointSaved.
     """
 
     type: ClassVar[str] = "checkpoint_folder"
-    step: int
+    step: Count
     path: str
 
 
@@ -90,8 +117,8 @@ class MemoryUsed:
     """
 
     type: ClassVar[str] = "memory"
-    base_bytes: int | None = None
-    peak_bytes: int | None = None
+    base_bytes: Count | None = None
+    peak_bytes: Count | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +127,28 @@ class Refused:
 
     type: ClassVar[str] = "refused"
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The program ends for a cause that it can name and that another attempt may not meet, such as
+    a full disk. The supervisor makes it the message of `Ended`.
+    """
+
+    type: ClassVar[str] = "failed"
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalDamaged:
+    """Stands where a reader of the journal found bytes that are no report: of `segment`, the first
+    `whole` reports could be read. No worker says it.
+    """
+
+    type: ClassVar[str] = "journal_damaged"
+    segment: Count
+    whole: Count
+    cause: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,14 +162,14 @@ class Ended:
 
 
 Report = (
-    Started | Progress | Metrics | CheckpointSaved | CheckpointRemoved | CheckpointFolder
-    | MemoryUsed | Refused | Ended
+    Started | Progress | Metrics | CheckpointSaved | CheckpointRemoved | CheckpointSkipped
+    | CheckpointFolder | MemoryUsed | Refused | Failed | JournalDamaged | Ended
 )  # fmt: skip
 _TYPES: dict[str, type[Any]] = {
     kind.type: kind
     for kind in (
-        Started, Progress, Metrics, CheckpointSaved, CheckpointRemoved, CheckpointFolder,
-        MemoryUsed, Refused, Ended,
+        Started, Progress, Metrics, CheckpointSaved, CheckpointRemoved, CheckpointSkipped,
+        CheckpointFolder, MemoryUsed, Refused, Failed, JournalDamaged, Ended,
     )
 }  # fmt: skip
 
@@ -131,17 +180,26 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def from_json(value: dict[str, Any]) -> Report:
     """Read a report; keys that a later version added are ignored. Raises ValueError naming what is
-    missing.
+    missing or of another type: any program may write these lines.
     """
-    kind = _TYPES.get(value.get("type", ""))
+    kind = _TYPES.get(str(value.get("type")))
     if kind is None:
         raise ValueError(f"report type {value.get('type')!r} is not one of {', '.join(_TYPES)}")
-    known = {field.name for field in fields(kind)}
+    text = json.dumps({key: item for key, item in value.items() if key != "type"})
+    if "\\u0000" in text:
+        raise ValueError(f"report {kind.type}: holds a NUL character, which no database keeps")
     try:
-        report: Report = kind(**{key: item for key, item in value.items() if key in known})
-    except TypeError as error:
-        raise ValueError(f"report {value['type']}: {error}") from None
+        report: Report = _reader(kind.type).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step) for step in first["loc"])
+        raise ValueError(f"report {kind.type}: {place}: {first['msg']}") from None
     return report
+
+
+@cache
+def _reader(type_: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_TYPES[type_])
 
 
 def to_line(report: Report) -> bytes:

@@ -16,28 +16,40 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from dovetail_jobs.errors import DovetailError, UserError
-from dovetail_workers import checkpoint, keys, process_tree, program, reports
+from dovetail_workers import checkpoint, fence, keys, process_tree, program, reports
+from dovetail_workers.fence import Fenced, FenceWatch
+from dovetail_workers.hang import HangWatch
 from dovetail_workers.inbox import ReportInbox
 from dovetail_workers.journal import JournalWriter
 from dovetail_workers.launch import Launch
-from dovetail_workers.log import LogWriter
+from dovetail_workers.log import OWN_WORDS, LogWriter
+from dovetail_workers.pace import pauses_s
 from dovetail_workers.reports import (
     CheckpointFolder,
     CheckpointSaved,
     Ended,
+    Failed,
+    Metrics,
+    Progress,
     Refused,
     Report,
     Started,
 )
 from dovetail_workers.storage.open import open_storage
+from dovetail_workers.storage.protocol import StorageError
+from dovetail_workers.verdict import Traces, verdict
 
 SCRIPT_CHECKPOINTS_KEPT = 2
-OWN_WORDS = "dovetail:"  # begins the lines of a log that we wrote, not the program
+END_PATIENCE_S = 60.0  # with a storage that refuses the attempt's first or last word
+LOG_PATIENCE_S = 30.0
+_PROGRESS = (Started, Progress, Metrics, CheckpointSaved, CheckpointFolder)
 
 
 def scratch_prefix(attempt_id: str) -> str:
@@ -60,22 +72,39 @@ class Supervisor:
         self._launch = launch
         self._storage = open_storage(launch.storage_uri)
         self._refusal: str | None = None
+        self._failure: str | None = None
+        self._fenced: str | None = None
+        self._hung = False
+        self._hang_watch: HangWatch | None = None
         self._stopping = threading.Event()
         self._over = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-        place = (launch.job_id, launch.attempt)
-        self._journal = JournalWriter(self._storage, *place, on_written=on_news)
+        self._place = (launch.job_id, launch.attempt)
+        self._journal = JournalWriter(
+            self._storage, *self._place, on_written=on_news, on_broken=self._broken
+        )
         self._on_news = on_news
 
     def run(self) -> Ended:
         """Run the program to its end; the returned `Ended` is the journal's last entry.
 
-        Raises StorageError when the journal cannot be written: then the attempt has no voice, and
-        its end is a loss.
+        Raises StorageError when the journal could not be written for END_PATIENCE_S: then the
+        attempt has no voice, and its end is a loss. Raises Fenced when the attempt is another
+        worker's or was given up: then nothing of it is left here, and the journal ends in the
+        middle.
         """
         process_tree.become_subreaper()
+        try:
+            self._claim()
+            return self._run_claimed()
+        finally:
+            self._journal.abandon()
+            self._over.set()
+
+    def _run_claimed(self) -> Ended:
         scratch = Path(tempfile.mkdtemp(prefix=scratch_prefix(self._launch.attempt_id)))
+        watch = FenceWatch(self._storage, *self._place, on_fenced=self._given_up)
         try:
             ended = self._run_in(scratch)
         except UserError as error:
@@ -86,11 +115,19 @@ class Supervisor:
             cause = f"the worker failed: {type(error).__name__}: {error}"
             ended = Ended(outcome="lost", exit_code=None, message=cause)
         finally:
+            watch.close()
             process_tree.kill_descendants()
             shutil.rmtree(scratch, ignore_errors=True)
+        if self._fenced is not None:
+            raise Fenced(self._fenced)
         self._journal.append(ended)
-        self._journal.close()
-        self._over.set()
+        try:
+            self._journal.close(END_PATIENCE_S)
+        except StorageError as error:
+            raise StorageError(
+                f"the end of attempt {self._launch.attempt_id} ({ended.outcome}: {ended.message}) "
+                f"could not be written for {END_PATIENCE_S:g} s: {error}"
+            ) from None
         return ended
 
     def stop(self, grace_s: float) -> None:
@@ -105,6 +142,34 @@ class Supervisor:
         if not self._over.wait(grace_s):
             process_tree.kill_descendants()
             self._over.wait(5.0)
+
+    def _claim(self) -> None:
+        """Become the one worker of this attempt; raises Fenced when it is not ours to run."""
+        writer = f"{self._launch.node} {os.getpid()} {uuid.uuid4().hex}"
+        give_up_at_s = time.monotonic() + END_PATIENCE_S
+        for pause_s in pauses_s():
+            try:
+                fence.claim(self._storage, *self._place, writer)
+                if fence.is_fenced(self._storage, *self._place):
+                    raise Fenced(f"attempt {self._launch.attempt_id} was given up")
+                return
+            except StorageError:
+                out_of_time = time.monotonic() + pause_s > give_up_at_s
+                if out_of_time or self._stopping.wait(pause_s):
+                    raise
+
+    def _given_up(self) -> None:
+        self._cut_off(f"attempt {self._launch.attempt_id} was given up by the control plane")
+
+    def _broken(self, error: Exception) -> None:
+        self._cut_off(str(error) if isinstance(error, Fenced) else repr(error))
+
+    def _cut_off(self, cause: str) -> None:
+        """This worker may not speak any more: end its whole tree at once."""
+        with self._lock:
+            self._fenced = self._fenced or cause
+        with contextlib.suppress(TimeoutError):  # `run` kills again, and says so
+            process_tree.kill_descendants()
 
     def _run_in(self, scratch: Path) -> Ended:
         launch = self._launch
@@ -126,6 +191,7 @@ class Supervisor:
             secrets=list(secrets.values()),
             tee=_tee,
             on_written=self._on_news,
+            on_broken=self._broken,
         )
         inbox = ReportInbox(
             scratch / "reports",
@@ -136,8 +202,8 @@ class Supervisor:
             exit_code = self._train(scratch, environment, log, resumed)
         finally:
             inbox.close()
-            with contextlib.suppress(Exception):
-                log.close()
+            with contextlib.suppress(StorageError, Fenced):
+                log.close(LOG_PATIENCE_S if self._fenced is None else 0)
         return self._ended(exit_code, log.tail())
 
     def _train(
@@ -149,6 +215,8 @@ class Supervisor:
         with self._lock:
             if self._stopping.is_set():
                 return -signal.SIGTERM
+            if self._fenced is not None:
+                return -signal.SIGKILL
             try:
                 process = subprocess.Popen(
                     program.command(self._launch, scratch),
@@ -174,23 +242,49 @@ class Supervisor:
                     resumed_from_step=resumed,
                 )
             )
+        limit_s: float | None = self._launch.spec.get("progress_timeout")
+        if limit_s is not None:
+            self._hang_watch = HangWatch(limit_s, self._end_hung)
         output = process.stdout.fileno()
         pump = threading.Thread(target=_pump, args=(output, log), name="output", daemon=True)
         pump.start()
         exit_code = process.wait()
+        if self._hang_watch is not None:
+            self._hang_watch.close()
         # What the program left behind ends with it, and with it the pipe
         process_tree.kill_descendants()
         pump.join()
         process.stdout.close()
         return exit_code
 
+    def _end_hung(self) -> None:
+        """Nothing moved for `progress_timeout`: a process that hangs answers no SIGTERM either."""
+        self._hung = True
+        with contextlib.suppress(TimeoutError):
+            process_tree.kill_descendants()
+
     def _accept(self, report: Report) -> None:
-        if isinstance(report, CheckpointFolder):
-            self._store_folder(report)
+        if self._hang_watch is None or not isinstance(report, _PROGRESS):
+            self._take(report)
             return
-        if isinstance(report, Refused):
-            self._refusal = report.message
-        self._journal.append(report)
+        # A script waits while its checkpoint is stored
+        self._hang_watch.hold()
+        try:
+            self._take(report)
+        finally:
+            self._hang_watch.moved()
+
+    def _take(self, report: Report) -> None:
+        match report:
+            case CheckpointFolder():
+                self._store_folder(report)
+            case Failed():
+                self._failure = report.message
+            case Refused():
+                self._refusal = report.message
+                self._journal.append(report)
+            case _:
+                self._journal.append(report)
 
     def _store_folder(self, report: CheckpointFolder) -> None:
         """A script's checkpoint folder becomes parts and a manifest in storage; older ones go by
@@ -201,16 +295,20 @@ class Supervisor:
         folder = Path(program.working_directory(launch, Path.cwd()), report.path)
         try:
             saved = checkpoint.save_folder(self._storage, prefix, report.step, "train", folder)
-        except DovetailError as error:
-            raise ValueError(str(error)) from None
+        except (DovetailError, StorageError) as error:
+            raise ValueError(f"checkpoint not kept: {error}") from None
         self._journal.append(
             CheckpointSaved(
                 step=report.step, key=prefix, uri=self._storage.uri(prefix), bytes=saved.bytes
             )
         )
         kept_in = keys.checkpoints_prefix(launch.job_id)
-        for removed in checkpoint.retain(self._storage, kept_in, SCRIPT_CHECKPOINTS_KEPT):
-            self._journal.append(reports.CheckpointRemoved(key=removed))
+        try:
+            removed = checkpoint.retain(self._storage, kept_in, SCRIPT_CHECKPOINTS_KEPT)
+        except StorageError as error:
+            raise ValueError(f"older checkpoints not removed: {error}") from None
+        for key in removed:
+            self._journal.append(reports.CheckpointRemoved(key=key))
 
     def _resume_script(self, into: Path) -> int | None:
         """Fetch a script's newest whole checkpoint into a folder; its step, or None. A family
@@ -218,7 +316,10 @@ class Supervisor:
         """
         if not self._launch.spec.get("script"):
             return None
-        newest = checkpoint.newest(self._storage, self._launch.resume_from)
+        skipped: list[checkpoint.Skipped] = []
+        newest = checkpoint.newest(self._storage, self._launch.resume_from, skipped.append)
+        for item in skipped:
+            self._journal.append(item.report(newest))
         if newest is None:
             return None
         into.mkdir()
@@ -226,24 +327,18 @@ class Supervisor:
         return newest.manifest.step
 
     def _ended(self, exit_code: int, tail: str) -> Ended:
-        if exit_code == 0:
-            return Ended(outcome="succeeded", exit_code=0, message="ran to its end")
-        if self._stopping.is_set():
-            return Ended(outcome="stopped", exit_code=exit_code, message="stopped on request")
-        if self._refusal is not None:
-            return Ended(outcome="failed", exit_code=exit_code, message=self._refusal)
-        if exit_code == -signal.SIGKILL:
-            cause = "its process was killed by SIGKILL, perhaps for want of host memory"
-            return Ended(outcome="lost", exit_code=exit_code, message=cause)
-        what = f"exited with code {exit_code}"
-        if exit_code < 0:
-            what = f"ended by signal {signal.Signals(-exit_code).name}"
-        lines = [
-            line for line in tail.splitlines() if line.strip() and not line.startswith(OWN_WORDS)
-        ]
-        last = f"; its last line: {lines[-1].strip()[:300]}" if lines else ""
-        kind = "script" if self._launch.spec.get("script") else "training process"
-        return Ended(outcome="failed", exit_code=exit_code, message=f"the {kind} {what}{last}")
+        script = self._launch.spec.get("script")
+        return verdict(
+            Traces(
+                exit_code=exit_code,
+                stopping=self._stopping.is_set(),
+                hung_s=self._launch.spec.get("progress_timeout") if self._hung else None,
+                refusal=self._refusal,
+                failure=self._failure,
+                tail=tail,
+                kind="script" if script else "training process",
+            )
+        )
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -59,12 +59,13 @@ def train(
     """Train what `launch.spec` describes, to its end or until `should_stop()` at a step's boundary.
 
     A stop writes no checkpoint. Raises UserError for what the user must mend: data smaller than a
-    batch, a loss that is not finite, a checkpoint of another program. What is printed is the log.
+    batch, a loss that is not finite, a checkpoint of another program; StorageError when a
+    checkpoint could not be written. What is printed is the log.
     """
     spec = JobSpec.model_validate(launch.spec)
     if spec.family is None or spec.train is None:
         raise UserError(f"job {spec.name}: has no family to train; a script runs by itself")
-    found = checkpoint.newest(storage, launch.resume_from, say)
+    found = _newest(launch, storage, report)
     report(
         Started(
             pid=os.getpid(),
@@ -93,6 +94,18 @@ def train(
             peak_bytes = resident.peak_growth_bytes(base)
             report(MemoryUsed(base_bytes=base.total_bytes, peak_bytes=peak_bytes))
     return outcome
+
+
+def _newest(
+    launch: Launch, storage: Storage, report: Callable[[Report], None]
+) -> checkpoint.Checkpoint | None:
+    """The checkpoint to continue from; each damaged one is named in the log and in the story."""
+    skipped: list[checkpoint.Skipped] = []
+    found = checkpoint.newest(storage, launch.resume_from, skipped.append)
+    for item in skipped:
+        say(item)
+        report(item.report(found))
+    return found
 
 
 def point_is_due(step: int, steps: int) -> bool:
