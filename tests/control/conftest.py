@@ -1,9 +1,14 @@
-"""One running server for a module's tests, and a scripted service behind it for each of them."""
+"""What control tests share: a running server with a scripted service, and databases of both kinds.
+
+A test with `database_url` (or a fixture made of it) runs on SQLite and on a real PostgreSQL.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from helpers.databases import KINDS, Kind, Postgres, running_postgres
 from helpers.fake_server import Stage, staged
 from helpers.fake_service import FakeService
 
@@ -18,3 +23,51 @@ def stage() -> Iterator[Stage]:
 def service(stage: Stage) -> Iterator[FakeService]:
     with stage.play() as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+def postgres_session() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(postgres_session: Postgres) -> Postgres:
+    """The running server; started again if a test left it stopped."""
+    postgres_session.start()
+    return postgres_session
+
+
+@pytest.fixture(params=KINDS)
+def database_kind(request: pytest.FixtureRequest) -> Kind:
+    kind: Kind = request.param
+    return kind
+
+
+@pytest.fixture
+def database_url(
+    database_kind: Kind, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[str]:
+    """A database of its own; what is not there yet, the store makes."""
+    yield from _database(database_kind, tmp_path, request, migrated=True)
+
+
+@pytest.fixture
+def empty_database_url(
+    database_kind: Kind, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[str]:
+    """A database without any table."""
+    yield from _database(database_kind, tmp_path, request, migrated=False)
+
+
+def _database(
+    kind: Kind, folder: Path, request: pytest.FixtureRequest, *, migrated: bool
+) -> Iterator[str]:
+    if kind == "sqlite":
+        yield f"sqlite:///{folder}/store.sqlite3"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    database = server.new_database(migrated=migrated)
+    yield server.url(database)
+    server.start()
+    server.drop(database)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -28,11 +27,12 @@ from dovetail_jobs.lifecycle import (
     WorkerLost,
 )
 from helpers.build import at, spec_json
+from helpers.databases import run_statement
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(f"sqlite:///{tmp_path}/store.sqlite3") as opened:
+def store(database_url: str) -> Iterator[Store]:
+    with Store(database_url) as opened:
         yield opened
 
 
@@ -66,11 +66,10 @@ def test_a_submitted_job_is_found_again_as_it_was_acknowledged(store: Store) -> 
     assert not set(job.id) & set("ilo01")
 
 
-def test_a_job_survives_closing_and_opening_the_store(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/store.sqlite3"
-    with Store(url) as first:
+def test_a_job_survives_closing_and_opening_the_store(database_url: str) -> None:
+    with Store(database_url) as first:
         job = submit(first)
-    with Store(url) as second:
+    with Store(database_url) as second:
         assert second.job(job.id) == job
 
 
@@ -124,13 +123,11 @@ def test_a_name_wins_over_the_beginning_of_another_jobs_id(store: Store) -> None
     assert store.job(first.id[:4]).id == named.id
 
 
-def test_the_beginning_of_several_ids_names_them_all(store: Store, tmp_path: Path) -> None:
+def test_the_beginning_of_several_ids_names_them_all(store: Store, database_url: str) -> None:
     one, two = submit(store), submit(store)
-    other = sqlite3.connect(tmp_path / "store.sqlite3")
-    with other:
-        other.execute("UPDATE jobs SET id = 'wxyz23' WHERE id = ?", (one.id,))
-        other.execute("UPDATE jobs SET id = 'wxyz45' WHERE id = ?", (two.id,))
-    other.close()
+    run_statement(database_url, "DELETE FROM events")  # which refer to the ids
+    run_statement(database_url, f"UPDATE jobs SET id = 'wxyz23' WHERE id = '{one.id}'")
+    run_statement(database_url, f"UPDATE jobs SET id = 'wxyz45' WHERE id = '{two.id}'")
     with pytest.raises(NotFound, match=r"several ids begin so \(wxyz23, wxyz45\); give more"):
         store.job("wxyz")
 

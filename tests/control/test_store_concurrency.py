@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Barrier
 
+from sqlalchemy import text
+
+from dovetail.store.engine import open_engine
 from dovetail.store.store import Store
 from dovetail_jobs.lifecycle import CancelRequested, Placed, State
 from dovetail_workers.reports import Metrics
@@ -32,10 +33,11 @@ with Store(sys.argv[1]) as store:
 """
 
 
-def test_processes_that_submit_with_the_same_keys_make_each_job_once(tmp_path: Path) -> None:
+def test_processes_that_submit_with_the_same_keys_make_each_job_once(
+    empty_database_url: str,
+) -> None:
     """They also open, and so create and migrate, the database at the same moment."""
-    url = f"sqlite:///{tmp_path}/store.sqlite3"
-    command = [sys.executable, "-c", SUBMITTER, url, json.dumps(spec_json())]
+    command = [sys.executable, "-c", SUBMITTER, empty_database_url, json.dumps(spec_json())]
     racers = [
         subprocess.Popen(
             command,
@@ -62,12 +64,12 @@ def test_processes_that_submit_with_the_same_keys_make_each_job_once(tmp_path: P
     ids = [[job_id for job_id, _ in answer] for answer in answers]
     assert ids[0] == ids[1] == ids[2]
     assert sum(created == "1" for answer in answers for _, created in answer) == 20
-    with Store(url) as store:
+    with Store(empty_database_url) as store:
         assert Counter(job.id for job in store.jobs()) == Counter(ids[0])
 
 
-def test_of_writers_that_decided_on_one_version_exactly_one_wins(tmp_path: Path) -> None:
-    with Store(f"sqlite:///{tmp_path}/store.sqlite3") as store:
+def test_of_writers_that_decided_on_one_version_exactly_one_wins(database_url: str) -> None:
+    with Store(database_url) as store:
         job, _ = store.submit(spec_json(), user="ada", key=None, now=at())
         barrier = Barrier(6)
 
@@ -92,8 +94,8 @@ def test_of_writers_that_decided_on_one_version_exactly_one_wins(tmp_path: Path)
             assert (now.state, len(now.attempts)) == (State.STARTING, 1)
 
 
-def test_readers_of_one_segment_write_it_once(tmp_path: Path) -> None:
-    with Store(f"sqlite:///{tmp_path}/store.sqlite3") as store:
+def test_readers_of_one_segment_write_it_once(database_url: str) -> None:
+    with Store(database_url) as store:
         job, _ = store.submit(spec_json(), user="ada", key=None, now=at())
         placed = Placed(attempt=1, node="n1", device="cpu:0")
         assert store.apply(job.id, job.version, placed, at(), node_id="id", cpus=1.0)
@@ -113,13 +115,13 @@ def test_readers_of_one_segment_write_it_once(tmp_path: Path) -> None:
         assert store.job(job.id).metrics == {"reader": float(won.index(True))}
 
 
-def test_a_reader_is_not_held_up_by_a_writer(tmp_path: Path) -> None:
-    with Store(f"sqlite:///{tmp_path}/store.sqlite3") as store:
+def test_a_reader_is_not_held_up_by_a_writer(database_url: str) -> None:
+    with Store(database_url) as store:
         job, _ = store.submit(spec_json(), user="ada", key=None, now=at())
-        writer = sqlite3.connect(tmp_path / "store.sqlite3", isolation_level=None)
-        writer.execute("BEGIN IMMEDIATE")
-        writer.execute("UPDATE jobs SET message = 'half done'")
-        assert store.job(job.id) == job  # the state before, at once
-        assert store.active() == [job]
-        writer.execute("ROLLBACK")
-        writer.close()
+        engine = open_engine(database_url)
+        with engine.connect() as writer, writer.begin() as half_done:
+            writer.execute(text("UPDATE jobs SET message = 'half done'"))
+            assert store.job(job.id) == job  # the state before, at once
+            assert store.active() == [job]
+            half_done.rollback()
+        engine.dispose()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,8 +37,8 @@ from helpers.build import at, spec_json
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(f"sqlite:///{tmp_path}/store.sqlite3") as opened:
+def store(database_url: str) -> Iterator[Store]:
+    with Store(database_url) as opened:
         yield opened
 
 

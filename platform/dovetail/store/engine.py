@@ -1,17 +1,29 @@
-"""How a database is opened: SQLite so that writers queue up instead of failing (stack.md §5)."""
+"""How a database is opened: SQLite so that writers queue up instead of failing (stack.md §5),
+PostgreSQL so that a restarted one is used again and a frozen client holds nobody up for long.
+"""
 
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
+from dovetail.store.text import dumps
 from dovetail_jobs.errors import DovetailError, UserError
 
 BUSY_TIMEOUT_MS = 20_000  # SQLite is unfair to writers: a second is common under load
+CONNECT_TIMEOUT_S = 5
+_DRIVERS = ("sqlite", "sqlite+pysqlite", "postgresql+psycopg")
+# A server that is frozen within a transaction would keep its locks for as long as it is frozen.
+POSTGRESQL_LIMITS_MS = {
+    "lock_timeout": 20_000,
+    "statement_timeout": 60_000,
+    "idle_in_transaction_session_timeout": 15_000,
+}
 
 
 def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
@@ -23,15 +35,23 @@ def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
         _make_private(Path(str(parsed.database)))
-        engine = create_engine(parsed)
+        engine = create_engine(parsed, json_serializer=dumps)
         _listen(engine, foreign_keys)
         return engine
-    return create_engine(parsed)
+    limits = " ".join(f"-c {name}={value}" for name, value in POSTGRESQL_LIMITS_MS.items())
+    return create_engine(
+        parsed,
+        json_serializer=dumps,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "options": limits},
+    )
 
 
 def reading(engine: Engine) -> Engine:
     """The same pool for sessions that only read: one snapshot, outside the writers' queue."""
-    return engine.execution_options(sqlite_begin="DEFERRED")
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(sqlite_begin="DEFERRED")
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
 def _parse(url: str) -> URL:
@@ -39,14 +59,21 @@ def _parse(url: str) -> URL:
         parsed = make_url(url)
     except ArgumentError:
         parsed = None
-    backend = parsed.get_backend_name() if parsed else None
-    if parsed is None or backend not in ("sqlite", "postgresql"):
+    if parsed is not None and parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed is None or parsed.drivername not in _DRIVERS:
         raise UserError(
             "the database URL is not understood; use sqlite:///FILE or "
             "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
         )
+    backend = parsed.get_backend_name()
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise UserError(f"{parsed}: names no file, jobs would be lost; use sqlite:///FILE")
+    if backend == "postgresql" and find_spec("psycopg") is None:
+        raise UserError(
+            "PostgreSQL needs the package psycopg; pip install 'dovetail[postgres]', "
+            "or leave DOVETAIL_DATABASE out for a SQLite file"
+        )
     return parsed
 
 

@@ -18,8 +18,9 @@ _RECENT = 500  # jobs whose names are looked at for a near one
 def find(session: Session, ref: str) -> Job:
     """The job of this id, else the newest of this name, else the only one whose id starts so.
 
-    An exact word comes before a beginning, so a name such as `test` cannot turn into the id
-    `test42` of another job. Raises NotFound, which names what is near.
+    Ids are in lower case; a beginning may be written in either. An exact word comes before a
+    beginning, so a name such as `test` cannot turn into the id `test42` of another job. Raises
+    NotFound, which names what is near.
     """
     job = session.scalar(select(Job).where(Job.id == ref).options(*WHOLE))
     if job is not None:
@@ -29,7 +30,9 @@ def find(session: Session, ref: str) -> Job:
     if job is not None:
         return job
     if len(ref) >= PREFIX_LENGTH:
-        beginning = select(Job).where(Job.id.startswith(ref, autoescape=True)).order_by(Job.seq)
+        beginning = (
+            select(Job).where(Job.id.startswith(ref.lower(), autoescape=True)).order_by(Job.seq)
+        )
         fits = session.scalars(beginning.limit(5).options(*WHOLE)).all()
         if len(fits) == 1:
             return fits[0]

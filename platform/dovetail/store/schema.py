@@ -9,30 +9,51 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from dovetail.store.engine import open_engine
-from dovetail_jobs.errors import Conflict, DovetailError
+from dovetail.store.outage import cause, is_outage, place
+from dovetail.store.tables import Base
+from dovetail_jobs.errors import Conflict, DatabaseLost, DovetailError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK = 0x646F7665  # one number for all servers: "dove"
 
 
 def upgrade(url: str) -> None:
     """Bring the database to the newest schema, in one transaction; one that has it is left alone.
 
-    Raises Conflict for a database of a newer Dovetail, DovetailError for one that cannot be read.
+    Servers that start at once take turns. Raises Conflict for a database of a newer Dovetail, of
+    something else, or that may not be written; DatabaseLost for one that does not answer, and
+    DovetailError for one that cannot be read.
     """
     # SQLite alters a table by making it anew, and foreign keys would delete rows with the old one.
     engine = open_engine(url, foreign_keys=False)
     try:
         with engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                _refuse_read_only(connection)
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
             _upgrade(connection)
-    except DBAPIError as error:
-        shown = engine.url.render_as_string(hide_password=True)
-        raise DovetailError(
-            f"{shown}: the database cannot be opened: {error.orig}; mend it or name another one"
-        ) from error
+    except SQLAlchemyError as error:
+        raise _unusable(engine, error) from error
+    finally:
+        engine.dispose()
+
+
+def describe(url: str) -> str:
+    """The database's kind, place and schema, looked at without changing it; raises as `upgrade`."""
+    engine = open_engine(url)
+    try:
+        with engine.connect() as connection:
+            present = MigrationContext.configure(connection).get_current_revision()
+            kind = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[connection.dialect.name]
+            number = ".".join(map(str, connection.dialect.server_version_info or ()))
+        schema = f"schema {present}" if present else "empty; its tables are made at the first start"
+        return f"{kind} {number} at {place(engine.url)}, {schema}"
+    except SQLAlchemyError as error:
+        raise _unusable(engine, error) from error
     finally:
         engine.dispose()
 
@@ -43,12 +64,73 @@ def _upgrade(connection: Connection) -> None:
     scripts = ScriptDirectory.from_config(config)
     present = MigrationContext.configure(connection).get_current_revision()
     head = scripts.get_current_head()
-    if present == head:
+    if present != head:
+        _refuse_foreign(connection, present)
+        known = {None, *(script.revision for script in scripts.walk_revisions())}
+        if present not in known:
+            raise Conflict(
+                f"{_shown(connection.engine)}: its schema {present} is newer than Dovetail "
+                f"{version('dovetail')} knows (up to {head}); install the newer Dovetail again or "
+                "name another database"
+            )
+        command.upgrade(config, "head")
+    if connection.dialect.name == "postgresql":
+        _refuse_without_rights(connection)
+
+
+def _refuse_foreign(connection: Connection, present: str | None) -> None:
+    """Ours has either no table at all or, under one of our revisions, the jobs."""
+    tables = sorted(set(inspect(connection).get_table_names()) - {"alembic_version"})
+    if present is None and not tables:
         return
-    if present is not None and present not in {each.revision for each in scripts.walk_revisions()}:
-        shown = connection.engine.url.render_as_string(hide_password=True)
+    if present is None or "jobs" not in tables:
+        named = ", ".join(tables[:5]) + (", …" if len(tables) > 5 else "")
         raise Conflict(
-            f"{shown}: its schema {present} is newer than Dovetail {version('dovetail')} knows "
-            f"(up to {head}); install the newer Dovetail again or name another database"
+            f"{_shown(connection.engine)}: holds the tables of something else "
+            f"({named or 'alembic_version'}); name an empty database for Dovetail"
         )
-    command.upgrade(config, "head")
+
+
+def _refuse_read_only(connection: Connection) -> None:
+    if connection.execute(text("SHOW transaction_read_only")).scalar() == "on":
+        raise Conflict(
+            f"{_shown(connection.engine)}: can only be read (a replica, or read-only by its "
+            "settings); name the primary, or a user who may write"
+        )
+
+
+def _refuse_without_rights(connection: Connection) -> None:
+    rights = " AND ".join(
+        f"has_table_privilege(:name, '{right}')" for right in ("INSERT", "UPDATE", "DELETE")
+    )
+    refused = [
+        name
+        for name in Base.metadata.tables
+        if not connection.execute(text(f"SELECT {rights}"), {"name": name}).scalar()
+    ]
+    if refused:
+        raise Conflict(
+            f"{_shown(connection.engine)}: its user may not write {', '.join(refused)}; "
+            "grant INSERT, UPDATE and DELETE, or name another user"
+        )
+
+
+def _unusable(engine: Engine, error: SQLAlchemyError) -> DovetailError:
+    said = cause(error, engine.url)
+    if engine.dialect.name == "postgresql" and is_outage(error):
+        return DatabaseLost(
+            f"the database at {place(engine.url)} cannot be reached: {said}; "
+            "start it, or correct DOVETAIL_DATABASE"
+        )
+    if "database is locked" in said:
+        return DatabaseLost(
+            f"the database at {place(engine.url)} is locked by another program; "
+            "end that one, or name another file"
+        )
+    return DovetailError(
+        f"{_shown(engine)}: the database cannot be opened: {said}; mend it or name another one"
+    )
+
+
+def _shown(engine: Engine) -> str:
+    return engine.url.render_as_string(hide_password=True)

@@ -20,7 +20,6 @@ from sqlalchemy import (
     Integer,
     MetaData,
     String,
-    Text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
@@ -34,6 +33,7 @@ from dovetail.store.records import (
     ProgressRecord,
     RankRecord,
 )
+from dovetail.store.text import Name, Prose
 from dovetail_jobs.lifecycle import Reason, State
 
 NAMES = {
@@ -65,7 +65,7 @@ class UtcTime(TypeDecorator[datetime]):
 class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMES)
     type_annotation_map = {  # noqa: RUF012 - read by SQLAlchemy as it is
-        str: String(255),
+        str: Name(),
         float: Double(),
         datetime: UtcTime(),
         State: Enum(State, native_enum=False, length=32),
@@ -102,7 +102,7 @@ class Job(Base):
     spec: Mapped[dict[str, Any]]
     state: Mapped[State]
     reason: Mapped[Reason]
-    message: Mapped[str] = mapped_column(Text)
+    message: Mapped[str] = mapped_column(Prose)
     priority: Mapped[int]
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
@@ -152,14 +152,14 @@ class Attempt(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     state: Mapped[State]
     reason: Mapped[Reason]
-    message: Mapped[str] = mapped_column(Text)
+    message: Mapped[str] = mapped_column(Prose)
     node: Mapped[str]
     node_id: Mapped[str]
     device: Mapped[str]
     cpus: Mapped[float]
     pid: Mapped[int | None]
     exit_code: Mapped[int | None]
-    refusal: Mapped[str | None] = mapped_column(Text)
+    refusal: Mapped[str | None] = mapped_column(Prose)
     resumed_from_step: Mapped[int | None] = mapped_column(BigInteger)
     ranks: Mapped[list[dict[str, Any]]]
     cursor: Mapped[int]
@@ -207,7 +207,7 @@ class Event(Base):
     kind: Mapped[str]
     state: Mapped[State]
     reason: Mapped[Reason]
-    message: Mapped[str] = mapped_column(Text)
+    message: Mapped[str] = mapped_column(Prose)
 
     def record(self) -> EventRecord:
         return EventRecord(
@@ -236,12 +236,12 @@ class Point(Base):
 
 
 class Lease(Base):
-    """Who decides: `token` grows with every change of holder, `renewals` with every sign of life."""
+    """Who decides; `token` grows with each change of holder, `renewals` with each sign of life."""
 
     __tablename__ = "leases"
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    holder: Mapped[str | None] = mapped_column(Text)
+    holder: Mapped[str | None] = mapped_column(Prose)
     token: Mapped[int] = mapped_column(BigInteger)
     renewals: Mapped[int] = mapped_column(BigInteger)
 
@@ -254,7 +254,7 @@ class Checkpoint(Base):
     attempt: Mapped[int]
     phase: Mapped[str]
     step: Mapped[int] = mapped_column(BigInteger)
-    uri: Mapped[str] = mapped_column(Text)
+    uri: Mapped[str] = mapped_column(Prose)
     bytes: Mapped[int] = mapped_column(BigInteger)
 
     def record(self) -> CheckpointRecord:
