@@ -71,7 +71,10 @@ class Placed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted:
+    """`resumed_from_step` is None for a run from the beginning."""
+
     attempt: int
+    resumed_from_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,10 +208,13 @@ def _placed(facts: JobFacts, event: Placed) -> Change:
 
 
 def _started(facts: JobFacts, event: AttemptStarted) -> Change:
+    resumed = ""
+    if event.resumed_from_step is not None:
+        resumed = f", resumed from step {event.resumed_from_step}"
     return Change(
         state=State.RUNNING,
         reason=Reason.TRAINING,
-        message=f"attempt {event.attempt} is training",
+        message=f"attempt {event.attempt} is training{resumed}",
         attempt_state=State.RUNNING,
         attempt_reason=Reason.TRAINING,
     )

@@ -38,7 +38,7 @@ from dovetail.store.records import AttemptRecord, JobRecord
 from dovetail.store.store import Store
 from dovetail_jobs import lifecycle
 from dovetail_jobs.lifecycle import Reason, State
-from dovetail_workers import keys, reports
+from dovetail_workers import fence, keys, reports
 from dovetail_workers.journal import read_segments
 from dovetail_workers.launch import Launch
 from dovetail_workers.reports import Report
@@ -50,6 +50,7 @@ TICK_S = 1.0  # without any news
 READ_ALL_EVERY_S = 2.0  # journals are read when their writer wakes us, and all of them this often
 GRACE_S = 2.0  # between a stop's request and its kill
 QUIET_RELEASE = timedelta(seconds=5)
+FENCE_AFTER = timedelta(seconds=10)  # a stop that its worker did not follow
 APPLY_TRIES = 5
 
 
@@ -89,6 +90,8 @@ class Daemon:
         self._thread = threading.Thread(target=self._run, name="daemon", daemon=True)
         self._asked_to_launch: set[str] = set()
         self._asked_to_release: set[str] = set()
+        self._fenced: set[tuple[str, int]] = set()
+        self._postponed: list[Message] = []
         self._to_read: set[str] = set()
         self._read_all_at_s = 0.0
 
@@ -134,8 +137,7 @@ class Daemon:
 
     def step(self, messages: list[Message]) -> None:
         """One turn: news, journals, time limits, decisions, commands."""
-        for message in messages:
-            self._absorb(message)
+        self._absorb_all([*self._postponed, *messages])
         self._read_journals()
         active = self._store.active()
         self._limit_time(active)
@@ -143,6 +145,17 @@ class Daemon:
         self._act()
 
     # News ---------------------------------------------------------------------------------------
+
+    def _absorb_all(self, messages: list[Message]) -> None:
+        """In their order; while the storage cannot be read, the rest waits for the next turn."""
+        self._postponed = []
+        for place, message in enumerate(messages):
+            try:
+                self._absorb(message)
+            except StorageError as error:
+                log.warning("news wait, %s of them: %s", len(messages) - place, error)
+                self._postponed = messages[place:]
+                return
 
     def _absorb(self, message: Message) -> None:
         match message:
@@ -185,8 +198,12 @@ class Daemon:
         """Placed, but its worker has not said a word: it can be launched without being lost
         first.
         """
+        if attempt.state is not State.STARTING:
+            return False
+        if fence.is_claimed(self._storage, attempt.job_id, attempt.number):
+            return False
         first = read_segments(self._storage, attempt.job_id, attempt.number, 1)
-        return attempt.state is State.STARTING and next(first, None) is None
+        return next(first, None) is None
 
     def _lost(self, attempt_id: str, cause: str) -> None:
         """The worker is gone. Its journal has the first word: an end in it is the end."""
@@ -223,7 +240,7 @@ class Daemon:
         for attempt_id in sorted(attempts):
             try:
                 self._read_journal(*_parse(attempt_id))
-            except StorageError as error:
+            except (StorageError, lifecycle.InvalidTransition) as error:
                 log.warning("journal attempt=%s unreadable: %s", attempt_id, error)
 
     def _read_journal(self, job_id: str, number: int) -> JobRecord:
@@ -310,17 +327,46 @@ class Daemon:
 
     def _act(self) -> None:
         """Ask for what is due and was not asked for since the cluster came up."""
-        if self._state.facts.state != "up":
-            return
+        up = self._state.facts.state == "up"
         for job in self._store.active():
             for attempt in job.unreleased:
+                if self._is_given_up(job, attempt):
+                    self._fence(job.id, attempt.number)
+                if not up:
+                    continue
                 if attempt.ended_at is not None or job.state is State.STOPPING:
                     self._release(attempt)
                 elif attempt.state is State.STARTING:
                     self._launch(job, attempt)
 
+    def _is_given_up(self, job: JobRecord, attempt: AttemptRecord) -> bool:
+        """Whether a worker of this attempt that still lives, out of our reach, must end itself."""
+        if attempt.ended_at is not None:
+            return attempt.reason in (Reason.WORKER_LOST, Reason.LAUNCH_FAILED)
+        if job.state is not State.STOPPING:
+            return False
+        if attempt.stop_requested_at is None:
+            return self._state.facts.state != "up"
+        return self._clock() - attempt.stop_requested_at >= FENCE_AFTER
+
+    def _fence(self, job_id: str, number: int) -> bool:
+        """Raise the fence of an attempt; False when the storage refused: the next turn tries
+        again.
+        """
+        if (job_id, number) in self._fenced:
+            return True
+        try:
+            fence.raise_fence(self._storage, job_id, number)
+        except StorageError as error:
+            log.warning("fence attempt=%s.%s not raised: %s", job_id, number, error)
+            return False
+        self._fenced.add((job_id, number))
+        return True
+
     def _launch(self, job: JobRecord, attempt: AttemptRecord) -> None:
         if attempt.attempt_id in self._asked_to_launch:
+            return
+        if attempt.number > 1 and not self._fence(job.id, attempt.number - 1):
             return
         nodes = {node.id: node for node in self._state.facts.nodes or ()}
         node = nodes.get(attempt.node_id)
@@ -364,7 +410,9 @@ def _meaning(report: Report, attempt: int, refused: bool) -> Iterator[lifecycle.
     """What a report means for the job's life; most mean nothing."""
     match report:
         case reports.Started():
-            yield lifecycle.AttemptStarted(attempt=attempt)
+            yield lifecycle.AttemptStarted(
+                attempt=attempt, resumed_from_step=report.resumed_from_step
+            )
         case reports.Ended(outcome="succeeded"):
             yield lifecycle.AttemptSucceeded(attempt=attempt)
         case reports.Ended(outcome="failed"):

@@ -1,5 +1,6 @@
 """What an attempt writes reaches a reader whole, in order, and from any cursor."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ from hypothesis import strategies as st
 
 from dovetail_workers import pace, reports
 from dovetail_workers.fence import Fenced
-from dovetail_workers.inbox import parse_line
 from dovetail_workers.journal import JournalWriter, read_segments
 from dovetail_workers.log import LogWriter, read_log
 from dovetail_workers.reports import Ended, Metrics, Progress
@@ -69,7 +69,7 @@ def test_a_second_writer_of_the_same_attempt_is_fenced(tmp_path: Path) -> None:
     ],
 )
 def test_a_report_comes_back_in_every_digit(report: reports.Report) -> None:
-    assert parse_line(reports.to_line(report)) == [report]
+    assert reports.from_json(json.loads(reports.to_line(report))) == report
 
 
 @given(

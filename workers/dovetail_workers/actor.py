@@ -15,7 +15,9 @@ import ray
 
 from dovetail_workers import process_tree
 from dovetail_workers.devices import Device, discover
+from dovetail_workers.fence import Fenced
 from dovetail_workers.launch import Launch
+from dovetail_workers.storage.protocol import StorageError
 from dovetail_workers.supervisor import Supervisor, remove_scratch
 
 
@@ -29,6 +31,7 @@ class AttemptWorker:
         self._launch = Launch.from_json(launch)
         self._news = 0
         self._over = False
+        self._cause = "the attempt is over"
         self._changed = threading.Condition()
         self._supervisor = Supervisor(self._launch, self._wake)
         print(
@@ -47,6 +50,13 @@ class AttemptWorker:
             return "over"
         try:
             return self._supervisor.run().outcome
+        except Fenced as fenced:
+            print(f"{self._launch.attempt_id} ends itself: {fenced}", flush=True)
+            ray.actor.exit_actor()
+            raise
+        except StorageError as error:
+            self._cause = str(error)
+            return "lost"
         finally:
             with self._changed:
                 self._over = True
@@ -55,6 +65,11 @@ class AttemptWorker:
     @ray.method(concurrency_group="control")
     def pid(self) -> int:
         return os.getpid()
+
+    @ray.method(concurrency_group="control")
+    def cause(self) -> str:
+        """Why the journal may have no end, once the attempt is over."""
+        return self._cause
 
     @ray.method(concurrency_group="control")
     def watch(self, news: int, timeout_s: float) -> tuple[int, bool]:

@@ -17,9 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from dovetail_workers import reports
-from dovetail_workers.reports import CheckpointFolder, Metrics, Progress, Report
+from dovetail_workers.reports import (
+    CheckpointFolder,
+    Ended,
+    JournalDamaged,
+    Metrics,
+    Progress,
+    Report,
+)
 
 MAX_LINE_BYTES = 1 << 20
+_NOT_THE_PROGRAMS = (Ended.type, JournalDamaged.type)
 
 
 class ReportInbox:
@@ -85,6 +93,8 @@ def parse_line(line: bytes) -> list[Report]:
     if not isinstance(value, dict):
         raise ValueError("a report is a JSON object")
     if "type" in value:
+        if value["type"] in _NOT_THE_PROGRAMS:
+            raise ValueError(f"{value['type']} is not a program's to say")
         return [reports.from_json(value)]
     unknown = set(value) - {"step", "steps", "phase", "metrics", "samples_per_s", "checkpoint"}
     if unknown:

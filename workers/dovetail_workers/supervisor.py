@@ -278,6 +278,8 @@ class Supervisor:
         match report:
             case CheckpointFolder():
                 self._store_folder(report)
+            case Started() if self._launch.spec.get("script"):
+                raise ValueError(f"{report.type} is not a program's to say")
             case Failed():
                 self._failure = report.message
             case Refused():

@@ -199,7 +199,8 @@ class Bridge:
             while not over:
                 news, over = await _value(worker.watch.remote(news, WATCH_S))
                 self._tell(Woken(attempt_id=attempt_id))
-            self._tell(WorkerGone(attempt_id=attempt_id, cause="the attempt is over"))
+            cause = await _value(worker.cause.remote())
+            self._tell(WorkerGone(attempt_id=attempt_id, cause=cause))
         except ray.exceptions.RayError as error:
             self._tell(WorkerGone(attempt_id=attempt_id, cause=_first_line(error)))
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from dovetail.store.change import begin
 from dovetail.store.curves import last_values
 from dovetail.store.records import MemoryRecord, ProgressRecord
-from dovetail.store.tables import Attempt, Base, Checkpoint, Job, Point
+from dovetail.store.tables import Attempt, Base, Checkpoint, Event, Job, Point
 from dovetail_workers import reports as said
 from dovetail_workers.reports import Report
 
@@ -50,6 +50,12 @@ def add_reports(
                 _save_checkpoint(session, job, attempt, report)
             case said.CheckpointRemoved():
                 _remove_checkpoint(session, job, report)
+            case said.CheckpointSkipped():
+                _tell(session, job, attempt, report, str(report), now)
+            case said.JournalDamaged():
+                what = f"journal segment {report.segment} of attempt {attempt.number}"
+                cause = f"is damaged after {report.whole} of its reports: {report.cause}"
+                _tell(session, job, attempt, report, f"{what} {cause}", now)
             case said.MemoryUsed():
                 job.memory = _memory(job.memory, report)
             case said.Refused():
@@ -62,6 +68,23 @@ def add_reports(
     _save_points(session, job, attempt, points)
     if points and not newest:
         job.metrics = last_values(session, job.id)
+
+
+def _tell(
+    session: Session, job: Job, attempt: Attempt, report: Report, message: str, now: datetime
+) -> None:
+    """A line of the story that changes no state."""
+    session.add(
+        Event(
+            job_id=job.id,
+            attempt=attempt.number,
+            at=now,
+            kind=type(report).__name__,
+            state=job.state,
+            reason=job.reason,
+            message=message,
+        )
+    )
 
 
 def _progress(report: said.Progress) -> ProgressRecord:
