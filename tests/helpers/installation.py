@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dovetail.client import Client
 from dovetail.cluster import ray_head
 from dovetail_workers.process_tree import processes_with
 from helpers.attempts import wait_for
@@ -59,6 +60,12 @@ class Installation:
             f"job {job_id} {' or '.join(states)}",
             lambda: (job := self.json("show", job_id))["state"] in states and job,
         )
+
+    def points(self, job_id: str) -> list[dict[str, Any]]:
+        """The job's curve, as its server tells it."""
+        said = json.loads((self.home / "server.json").read_text())
+        token = (self.home / "token").read_text().strip()
+        return Client(said["url"], token).metrics(job_id)
 
     def server_pid(self) -> int:
         pid: int = json.loads((self.home / "server.json").read_text())["pid"]
