@@ -1,8 +1,8 @@
-"""In which pieces the optimizer's step runs, so that only one piece's gradients and states are needed
-at a time. Tracing and executing share this rule, so both count the same chunks. Without torch.
+"""In which pieces the optimizer's step runs, so that only one piece's gradients and states are
+needed at a time. Tracing and executing share this rule, so both count the same chunks. No torch.
 
-A chunk runs as the optimizer's own `step` while it believes to own the chunk's parameters only. That
-gives the same bits for optimizers that treat each parameter alone; others run as one chunk.
+A chunk runs as the optimizer's own `step` while it believes to own the chunk's parameters only.
+That gives the same bits for optimizers that treat each parameter alone; others run as one chunk.
 """
 
 from __future__ import annotations

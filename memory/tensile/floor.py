@@ -8,14 +8,16 @@ from the last event before it until the first one after it.
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from tensile.sequence import Kind, Moment, Trace
+from tensile.sequence import Kind, Moment, Slot, Trace
 
 MOVABLE_BYTES = 64 * 2**10  # smaller storages stay: they cost more moments than they give bytes
 MOVABLE_KINDS = frozenset({Kind.PARAMETER, Kind.GRADIENT, Kind.STATE})
@@ -69,10 +71,18 @@ def _windows(trace: Trace) -> Iterator[tuple[int, list[tuple[int, int]]]]:
             # until the last of them is alone Python may hold it, whatever the version
             alone = max(slot.alone for slot in slots[index] if slot.alone is not None)
             needed.append((birth, alone))
-            needed += [(unpack, unpack) for slot in slots[index] for unpack in slot.unpacks]
+            needed += _handed_out(slots[index], touched[index])
         else:
             needed = [(birth, death)]
         yield index, _merged(needed, moments, birth, death)
+
+
+def _handed_out(slots: Sequence[Slot], touched: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """From each unpack to the last access before the next one: nobody can ask for it in between."""
+    unpacks = sorted({unpack for slot in slots for unpack in slot.unpacks})
+    for unpack, following in pairwise([*unpacks, sys.maxsize]):
+        inside = [operator for operator in touched if unpack <= operator < following]
+        yield unpack, max(inside, default=unpack - 1) + 1
 
 
 def _merged(
