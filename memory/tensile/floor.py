@@ -78,11 +78,13 @@ def _windows(trace: Trace) -> Iterator[tuple[int, list[tuple[int, int]]]]:
 
 
 def _handed_out(slots: Sequence[Slot], touched: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """From each unpack to the last access before the next one: nobody can ask for it in between."""
+    """From each unpack to the last access before the next one; from the last one on it stays."""
     unpacks = sorted({unpack for slot in slots for unpack in slot.unpacks})
-    for unpack, following in pairwise([*unpacks, sys.maxsize]):
+    for unpack, following in pairwise(unpacks):
         inside = [operator for operator in touched if unpack <= operator < following]
-        yield unpack, max(inside, default=unpack - 1) + 1
+        yield unpack, max(inside, default=unpack) + 1
+    if unpacks:
+        yield unpacks[-1], sys.maxsize  # the backward node holds it while it works
 
 
 def _merged(
