@@ -1,0 +1,38 @@
+"""The memory manager: which tensors of a training step are on the device, and which wait below it.
+
+Importing this package is cheap: each public name loads its file, and torch, when it is first used.
+No file may bear the name of a public function, since importing it would hide the function.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tensile.floor import floor_bytes as floor_bytes
+    from tensile.forecasting import Forecast as Forecast
+    from tensile.forecasting import forecast as forecast
+    from tensile.recorder import TraceError as TraceError
+    from tensile.tracing import trace as trace
+
+_HOMES = {
+    "Forecast": "tensile.forecasting",
+    "TraceError": "tensile.recorder",
+    "floor_bytes": "tensile.floor",
+    "forecast": "tensile.forecasting",
+    "trace": "tensile.tracing",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'tensile' has no attribute {name!r}")
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
