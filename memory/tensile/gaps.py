@@ -58,7 +58,7 @@ def _gaps_of_activation(tape: Tape, storage: int) -> list[Gap]:
     unpacks = unpack_events(tape, storage)
     accesses = tape.accesses(storage)
     unasked = unpacks[0][0] if unpacks else tape.length
-    free = max(*alone, *(a + 1 for a in accesses if a < unasked))
+    free = max([*alone, *(a + 1 for a in accesses if a < unasked)])
     event = max((tape.pack_events.get(slot.number, 0) for slot in slots), default=0)
     if not unpacks:
         gap = _gap(tape, storage, max(tape.first_event(free), event), _death(tape, storage), True)

@@ -19,7 +19,8 @@ Floats = NDArray[np.float64]
 
 class Tape:
     """`natural_bytes[p]` lives while operator `p` runs when nothing ever moves; `born_bytes[p]` of
-    it (workspace included) only since `p`. `times_s[p]` is when position `p` comes, without stalls.
+    it (workspace included) only since `p`, and `died_bytes[p]` no more since `p`. `times_s[p]` is
+    when position `p` comes, without stalls.
     """
 
     def __init__(self, trace: Trace, costs: Costs) -> None:
@@ -63,11 +64,14 @@ class Tape:
         change = np.zeros(n + 2, np.int64)
         np.add.at(change, births, sizes)
         np.add.at(change, deaths, -sizes)
-        workspace = np.array([o.workspace_bytes for o in self.trace.operators], np.int64)
-        self.natural_bytes: Integers = np.cumsum(change)[:n] + workspace
+        self.workspace_bytes = [o.workspace_bytes for o in self.trace.operators]
+        workspace = np.array(self.workspace_bytes, np.int64)
+        self.alive_bytes: Integers = np.cumsum(change)[:n]
+        self.natural_bytes: Integers = self.alive_bytes + workspace
         born = np.zeros(n + 2, np.int64)
         later = births > 0  # what the step finds was there before its first operator
         np.add.at(born, births[later], sizes[later])
+        self.died_bytes: Integers = born[:n] - np.diff(self.alive_bytes, prepend=0)
         self.born_bytes: Integers = born[:n] + workspace
 
     def _sort_accesses(self) -> None:

@@ -1,0 +1,121 @@
+"""Which gaps to use, so that no operator has more than the budget.
+
+One sweep over the operators: where too much lives, the gap that a score prefers is used, of those
+open there. With the score "needed last" this is Belady's rule, which uses the fewest equal gaps.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+
+from tensile.curve import Curve
+from tensile.gaps import Gap
+from tensile.tape import Tape
+
+# Smaller is better. Also given: the position until which the gap is open from here on.
+Score = Callable[[Tape, Gap, int], float]
+
+
+def needed_last(tape: Tape, gap: Gap, until: int) -> float:
+    return -tape.time_s(until)
+
+
+def longest(tape: Tape, gap: Gap, until: int) -> float:
+    return -window_s(tape, gap)
+
+
+def free_first(tape: Tape, gap: Gap, until: int) -> float:
+    return tape.time_s(gap.start) - (tape.step_s if until <= gap.start else 0.0)
+
+
+def largest(tape: Tape, gap: Gap, until: int) -> float:
+    return -gap.bytes * window_s(tape, gap)
+
+
+def slackest(tape: Tape, gap: Gap, until: int) -> float:
+    return -slack_s(tape, gap)
+
+
+def hidden_then_needed_last(tape: Tape, gap: Gap, until: int) -> float:
+    late = 0.0 if slack_s(tape, gap) >= 0 else tape.step_s * 4
+    return late - tape.time_s(until)
+
+
+SCORES: tuple[Score, ...] = (
+    needed_last,
+    hidden_then_needed_last,
+    free_first,
+    slackest,
+    longest,
+    largest,
+)
+
+
+def window_s(tape: Tape, gap: Gap) -> float:
+    return tape.time_s(gap.stop) - tape.time_s(gap.start)
+
+
+def slack_s(tape: Tape, gap: Gap) -> float:
+    """What is left of the window when the copies out and in are made in it."""
+    copies_s = tape.costs.out_s(gap.bytes) + tape.costs.in_s(gap.bytes)
+    return window_s(tape, gap) - copies_s
+
+
+def cover(tape: Tape, gaps: Sequence[Gap], budget_bytes: int, score: Score) -> list[int] | None:
+    """Indices into `gaps`; None if even all of them leave too much at some operator."""
+    n = tape.length
+    opening: dict[int, list[tuple[float, int, int]]] = {}
+    for index, gap in enumerate(gaps):
+        if gap.stop > n:  # open at both ends of the step
+            until = gap.stop - n
+            opening.setdefault(0, []).append((score(tape, gap, until), index, until))
+        entry = (score(tape, gap, gap.stop), index, gap.stop)
+        opening.setdefault(gap.start, []).append(entry)
+    change = [0] * (n + 1)
+    used: set[int] = set()
+    found: list[int] = []
+    open_gaps: list[tuple[float, int, int]] = []
+    away = 0
+    for position, natural in enumerate(tape.natural_bytes.tolist()):
+        for entry in opening.get(position, ()):
+            heapq.heappush(open_gaps, entry)
+        away += change[position]
+        while natural - away > budget_bytes:
+            if not open_gaps:
+                return None
+            _, index, until = heapq.heappop(open_gaps)
+            if until <= position or index in used:
+                continue
+            gap = gaps[index]
+            used.add(index)
+            found.append(index)
+            away += gap.bytes
+            if until < n:
+                change[until] -= gap.bytes
+            if until < gap.stop:  # used in its second part, so in its first part too
+                change[gap.start] += gap.bytes
+    return found
+
+
+def lowered(tape: Tape, gaps: Sequence[Gap], used: Sequence[int]) -> Curve:
+    """The curve with all of `used` away as long as they can be."""
+    curve = Curve(tape.natural_bytes)
+    for index in used:
+        gap = gaps[index]
+        curve.add(gap.start, gap.stop, -gap.bytes)
+    return curve
+
+
+def without_needless(
+    tape: Tape, gaps: Sequence[Gap], used: Sequence[int], budget_bytes: int
+) -> tuple[list[int], Curve]:
+    """Drops what the budget does not need, what hides worst first."""
+    curve = lowered(tape, gaps, used)
+    kept = set(used)
+    for index in sorted(used, key=lambda index: (slack_s(tape, gaps[index]), index)):
+        gap = gaps[index]
+        if curve.highest(gap.start, gap.stop) + gap.bytes <= budget_bytes:
+            curve.add(gap.start, gap.stop, gap.bytes)
+            kept.discard(index)
+    return [index for index in used if index in kept], curve

@@ -1,0 +1,179 @@
+"""A plan while it takes shape: which gaps it uses, and which of them by computing again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from tensile.absence import absences, is_written
+from tensile.actions import Action, Plan, Recompute, Swap
+from tensile.cover import without_needless
+from tensile.curve import Curve
+from tensile.floor import MOVABLE_KINDS
+from tensile.gaps import Gap
+from tensile.returns import Return, returns
+from tensile.simulator import execute
+from tensile.spans import spans
+from tensile.tape import Tape
+
+
+@dataclass(slots=True)
+class Draft:
+    """`used` are indices into `gaps`; `computed` those of them that are computed again.
+
+    `curve` has them all away as long as their gaps are open.
+    """
+
+    tape: Tape
+    gaps: list[Gap]
+    used: list[int]
+    curve: Curve
+    budget_bytes: int
+    computed: set[int] = field(default_factory=set)
+
+    def finished(self) -> Plan:
+        """With the best returns found, and what the simulator says of it."""
+        curve = Curve(self.curve.live_bytes)
+        back = returns(self.tape, self.gaps, self.used, curve, self.budget_bytes, self.computed)
+        actions = _actions(self.tape, self.gaps, back, self.computed)
+        return judged(self.tape, actions, self.budget_bytes)
+
+    def with_computed(self, wanted: Iterable[int]) -> Draft:
+        """Those of `wanted` computed again, as far as their sources can be there in time."""
+        draft = replace(
+            self,
+            gaps=list(self.gaps),
+            curve=Curve(self.curve.live_bytes),
+            computed=set(self.computed),
+        )
+        users: dict[int, list[int]] = {}
+        for index in draft.computed:
+            users.setdefault(draft._source(index), []).append(index)
+        of_storage: dict[int, list[int]] = {}
+        for index in draft.used:
+            of_storage.setdefault(draft.gaps[index].storage, []).append(index)
+        for index in wanted:
+            if draft._compute(index, of_storage, users):
+                draft.computed.add(index)
+                users.setdefault(draft._source(index), []).append(index)
+        return draft
+
+    def _source(self, index: int) -> int:
+        slot = self.gaps[index].slot
+        assert slot is not None
+        return self.tape.slots[self.tape.recipes[slot].source].storage
+
+    def _compute(
+        self, index: int, of_storage: dict[int, list[int]], users: dict[int, list[int]]
+    ) -> bool:
+        gap = self.gaps[index]
+        source = self._source(index)
+        if any(gap.out_event < self.gaps[u].in_event for u in users.get(gap.storage, ())):
+            return False  # others are computed from it while it would be away
+        if self.tape.trace.storages[source].death <= gap.stop:
+            return False
+        slot = gap.slot
+        assert slot is not None
+        room = self.budget_bytes - self.tape.recompute_workspace_bytes(slot)
+        here = int(self.curve.live_bytes[gap.stop] - self.tape.born_bytes[gap.stop])
+        if here > room:
+            return False
+        for other in of_storage.get(source, ()):
+            away = self.gaps[other]
+            if not away.out_event < gap.in_event < away.in_event:
+                continue
+            kept = self.curve.highest(gap.stop, away.stop) + away.bytes
+            if other in self.computed or away.start >= gap.stop or kept > self.budget_bytes:
+                return False
+            self.curve.add(gap.stop, away.stop, away.bytes)
+            self.gaps[other] = replace(away, in_event=gap.in_event, stop=gap.stop, need=gap.stop)
+        return True
+
+
+def drafted(tape: Tape, gaps: Sequence[Gap], used: Sequence[int], budget_bytes: int) -> Draft:
+    """`used` without what the budget does not need."""
+    kept, curve = without_needless(tape, gaps, used, budget_bytes)
+    return Draft(tape=tape, gaps=list(gaps), used=kept, curve=curve, budget_bytes=budget_bytes)
+
+
+def judged(tape: Tape, actions: tuple[Action, ...], budget_bytes: int) -> Plan:
+    """The plan of these actions, with the simulator's predictions."""
+    timeline = execute(tape, absences(tape, actions), budget_bytes)
+    return Plan(
+        signature=tape.trace.signature,
+        budget_bytes=budget_bytes,
+        share=budget_bytes / tape.peak_bytes if tape.peak_bytes else 1.0,
+        peak_bytes=timeline.peak_bytes,
+        stall_s=timeline.stall_s,
+        step_s=timeline.step_s,
+        actions=actions,
+    )
+
+
+def worth(plan: Plan) -> tuple[float, int]:
+    """Less is better: the stall (to the nanosecond), then the bytes that move."""
+    moved = sum(action.bytes for action in plan.actions if isinstance(action, Swap))
+    return round(plan.stall_s, 9), moved
+
+
+def _actions(
+    tape: Tape, gaps: Sequence[Gap], back: dict[int, Return], computed: set[int]
+) -> tuple[Action, ...]:
+    n, events = tape.length, len(tape.trace.events)
+    clean = _clean(tape, gaps, back)
+    found: list[Action] = []
+    for index in sorted(back, key=lambda i: (gaps[i].out_event, back[i].in_event, i)):
+        gap = gaps[index]
+        name = tape.trace.storages[gap.storage].name
+        if index in computed and gap.slot is not None:
+            recipe = tape.recipes[gap.slot]
+            found.append(
+                Recompute(
+                    storage=name,
+                    bytes=gap.bytes,
+                    slot=gap.slot,
+                    source=recipe.source,
+                    module=recipe.module,
+                    call=recipe.call,
+                    out_event=gap.out_event,
+                    needed_position=gap.need,
+                )
+            )
+            continue
+        found.append(
+            Swap(
+                storage=name,
+                bytes=gap.bytes,
+                out_event=gap.out_event,
+                in_event=back[index].in_event % events,
+                needed_position=gap.need % n,
+                dirty=index not in clean,
+            )
+        )
+    return tuple(found)
+
+
+def _clean(tape: Tape, gaps: Sequence[Gap], back: dict[int, Return]) -> set[int]:
+    """Which leave unchanged since they were last written: the lower tier has them already.
+
+    Only what lasts: what autograd saved is written anew each time, as its copy is given up.
+    """
+    of_storage: dict[int, list[int]] = {}
+    for index in back:
+        if tape.trace.storages[gaps[index].storage].kind in MOVABLE_KINDS:
+            of_storage.setdefault(gaps[index].storage, []).append(index)
+    found: set[int] = set()
+    for storage, indices in of_storage.items():
+        indices.sort(key=lambda index: gaps[index].start)
+        named = spans(tape, tape.named[tape.trace.storages[storage].name])
+        span = next(span for span in named if span.storage == storage)
+        for place, index in enumerate(indices):
+            if place:
+                last = back[indices[place - 1]].stop
+            elif span.end is None:
+                last = back[indices[-1]].stop - tape.length
+            else:
+                continue
+            if not is_written(tape, span, last, gaps[index].start):
+                found.add(index)
+    return found

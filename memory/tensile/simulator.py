@@ -1,0 +1,209 @@
+"""The referee of every plan: one steady step, executed in virtual time.
+
+Operators run in order. Each waits for its operands (copies in flight) and for memory (copies out in
+flight), and acts when an executor would, at events. Two copy channels, one out and one in, serve in
+order of request, both at once. A copy out holds its bytes until it has ended, a copy in from its
+start, which waits for room. Optimal scheduling is not its business: it only says what happens.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from math import inf
+
+from tensile.absence import Absence, absences
+from tensile.actions import Plan, Timeline
+from tensile.costs import Costs
+from tensile.sequence import Trace
+from tensile.tape import Tape
+
+_TURNS = 4  # steps after which what is carried from one to the next has settled
+
+
+def simulate(trace: Trace, plan: Plan, costs: Costs) -> Timeline:
+    """What a step under `plan` takes, in bytes and seconds, when it is one of many.
+
+    An operator that finds no room although nothing is left to wait for runs all the same, and the
+    peak says so. Raises ValueError for a plan that would let an operator run without an operand.
+    """
+    tape = Tape(trace, costs)
+    return execute(tape, absences(tape, plan.actions), plan.budget_bytes)
+
+
+def execute(tape: Tape, found: Sequence[Absence], budget_bytes: int) -> Timeline:
+    """The same for actions that are resolved already."""
+    if not tape.length:
+        return Timeline(peak_bytes=0, stall_s=0.0, step_s=0.0, live_bytes=(), start_s=())
+    execution = _Execution(tape, found, budget_bytes)
+    timeline = execution.step()
+    for _ in range(_TURNS - 1):
+        if execution.is_settled():
+            break
+        before_s, timeline = timeline.step_s, execution.step()
+        if abs(timeline.step_s - before_s) <= 1e-9 * timeline.step_s:
+            break
+    return timeline
+
+
+class _Execution:
+    def __init__(self, tape: Tape, found: Sequence[Absence], budget_bytes: int) -> None:
+        n, events = tape.length, len(tape.trace.events)
+        self.tape, self.found, self.budget_bytes = tape, found, budget_bytes
+        self.outs: dict[int, list[tuple[int, int]]] = defaultdict(list)  # position: event, index
+        self.ins: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self.computes: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self.needs: dict[int, list[int]] = defaultdict(list)
+        self.deaths: dict[int, list[int]] = defaultdict(list)
+        self.absent = [a.in_event >= events if not a.dies else a.stop > n for a in found]
+        for index, absence in enumerate(found):
+            event = absence.in_event % events
+            place = tape.event_position(event)
+            self.outs[absence.start].append((absence.out_event, index))
+            if absence.dies:
+                self.deaths[absence.stop - n if absence.stop > n else absence.stop].append(index)
+            elif absence.recompute_s is not None:
+                self.computes[place].append((event, index))
+            else:
+                self.ins[place].append((event, index))
+                if absence.first_need is not None:
+                    self.needs[absence.first_need % n].append(index)
+        self.places = {*self.outs, *self.ins, *self.computes, *self.needs, *self.deaths}
+        costs = tape.costs
+        self.out_s = [costs.out_s(a.bytes) if a.writes else 0.0 for a in found]
+        self.in_s = [costs.in_s(a.bytes) for a in found]
+        self.left_s = [0.0] * len(found)  # when the copy out of each has ended
+        self.arrival_s: list[float | None] = [None] * len(found)  # … the copy in; None: not begun
+        self.leaving: list[tuple[float, int]] = []  # a heap
+        self.queue: deque[int] = deque()
+        self.out_free_s = self.in_free_s = self.now_s = 0.0
+        self.held = self.top = 0
+
+    def is_settled(self) -> bool:
+        """Nothing is carried into the next step, so that it would be equal."""
+        return not self.leaving and not self.queue and self.in_free_s <= self.now_s
+
+    def step(self) -> Timeline:
+        tape, n = self.tape, self.tape.length
+        alive = tape.alive_bytes.tolist()
+        born, died = tape.born_bytes.tolist(), tape.died_bytes.tolist()
+        begin_s = self.now_s
+        absent = sum(a.bytes for a, away in zip(self.found, self.absent, strict=True) if away)
+        self.held = alive[0] - absent
+        live, starts = [0] * n, [0.0] * n
+        for position in range(n):
+            if position:
+                self.held -= died[position]
+            self.top = self.held
+            self._pass(position, born[position])
+            self.held += born[position]
+            self.top = max(self.top, self.held)
+            starts[position] = self.now_s - begin_s
+            self._run_for(tape.durations_s[position])
+            live[position] = self.top
+            self.held -= tape.workspace_bytes[position]
+        self._moments(n)
+        live[-1] = max(live[-1], self.top)
+        step_s = self.now_s - begin_s
+        return Timeline(
+            peak_bytes=max(live),
+            stall_s=max(0.0, step_s - tape.step_s) if self.found else 0.0,
+            step_s=step_s,
+            live_bytes=tuple(live),
+            start_s=tuple(starts),
+        )
+
+    def _pass(self, position: int, wanted_bytes: int) -> None:
+        """All that happens between the operator before `position` and the one at it."""
+        if position in self.places:
+            self._moments(position)
+            for index in self.needs.get(position, ()):
+                self._wait_for(index)
+            for _, index in sorted(self.computes.get(position, ())):
+                absence = self.found[index]
+                self._wait_for_room(absence.bytes + absence.workspace_bytes)
+                self.held += absence.bytes
+                self.top = max(self.top, self.held + absence.workspace_bytes)
+                self.absent[index] = False
+                self._run_for(absence.recompute_s or 0.0)
+        self._wait_for_room(wanted_bytes)
+
+    def _moments(self, position: int) -> None:
+        for index in self.deaths.get(position, ()):
+            if self.absent[index]:
+                self.held += self.found[index].bytes  # it was not there to be freed
+                self.absent[index] = False
+            self.leaving = [entry for entry in self.leaving if entry[1] != index]
+            heapq.heapify(self.leaving)
+        happening = [(event, index, True) for event, index in self.outs.get(position, ())]
+        happening += [(event, index, False) for event, index in self.ins.get(position, ())]
+        for _, index, is_out in sorted(happening):
+            if is_out:
+                self._leave(index)
+            else:
+                self.queue.append(index)
+        self._settle(self.now_s)
+
+    def _leave(self, index: int) -> None:
+        if index in self.queue:  # asked back by nobody but its plan, and not begun
+            self.queue.remove(index)
+            return
+        here_s = max(self.now_s, self.arrival_s[index] or 0.0)
+        ended_s = here_s
+        if self.found[index].writes:
+            ended_s = self.out_free_s = max(here_s, self.out_free_s) + self.out_s[index]
+        self.left_s[index], self.arrival_s[index] = ended_s, None
+        heapq.heappush(self.leaving, (ended_s, index))
+
+    def _settle(self, until_s: float, admit: bool = True) -> None:
+        """Let the channels work until then. Copies in begin only where `admit`."""
+        while self.leaving or (admit and self.queue):
+            next_out_s = self.leaving[0][0] if self.leaving else inf
+            if admit and self.queue:
+                head = self.queue[0]
+                ready_s = max(self.now_s, self.in_free_s, self.left_s[head])
+                room = self.held + self.found[head].bytes <= self.budget_bytes
+                if ready_s <= until_s and ready_s < next_out_s and room:
+                    self._begin_copy_in(ready_s)
+                    continue
+            if next_out_s > until_s:
+                break
+            self.now_s = max(self.now_s, next_out_s)
+            _, index = heapq.heappop(self.leaving)
+            self.held -= self.found[index].bytes
+            self.absent[index] = True
+        self.now_s = max(self.now_s, until_s)
+
+    def _begin_copy_in(self, start_s: float) -> None:
+        index = self.queue.popleft()
+        self.now_s = max(self.now_s, start_s)
+        self.held += self.found[index].bytes
+        self.top = max(self.top, self.held)
+        self.absent[index] = False
+        self.in_free_s = start_s + self.in_s[index]
+        self.arrival_s[index] = self.in_free_s
+
+    def _wait_for(self, index: int) -> None:
+        while index in self.queue:
+            ahead = [self.in_free_s, self.left_s[self.queue[0]]]
+            if self.leaving:
+                ahead.append(self.leaving[0][0])
+            later = [time_s for time_s in ahead if time_s > self.now_s]
+            if later:
+                self._settle(min(later))
+            else:  # no room, and none to come: the peak will say it
+                self._begin_copy_in(self.now_s)
+        arrival_s = self.arrival_s[index]
+        if arrival_s is not None and arrival_s > self.now_s:
+            self._settle(arrival_s)
+
+    def _wait_for_room(self, wanted_bytes: int) -> None:
+        while self.leaving and self.held + wanted_bytes > self.budget_bytes:
+            self._settle(self.leaving[0][0], admit=False)
+
+    def _run_for(self, duration_s: float) -> None:
+        if self.leaving or self.queue:
+            self._settle(self.now_s + duration_s)
+        else:
+            self.now_s += duration_s
