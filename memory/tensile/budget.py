@@ -1,0 +1,65 @@
+"""A budget as people write it: bytes, a text such as `1.2GiB`, or a share of the forecast peak."""
+
+from __future__ import annotations
+
+import re
+
+Budget = int | float | str | None
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+class BudgetError(ValueError):
+    """A budget that is no size; the message shows what was given and what can be written."""
+
+
+def budget_bytes(budget: Budget, peak_bytes: int | None = None) -> int | None:
+    """`budget` in bytes; None for none. A float in (0, 1] is a share of `peak_bytes`.
+
+    Raises BudgetError for what is no size, and for a share where no peak is known.
+    """
+    if budget is None:
+        return None
+    if isinstance(budget, bool) or not isinstance(budget, (int, float, str)):
+        raise BudgetError(_refusal(budget))
+    if isinstance(budget, str):
+        return _text_bytes(budget)
+    if isinstance(budget, int):
+        if budget <= 0:
+            raise BudgetError(_refusal(budget))
+        return budget
+    if not 0 < budget <= 1:
+        raise BudgetError(_refusal(budget))
+    if peak_bytes is None:
+        raise BudgetError(
+            f"budget {budget} is a share of the forecast peak, and no peak was forecast yet; "
+            "call session.prepare(train_step, batch) first, or give bytes"
+        )
+    return int(budget * peak_bytes)
+
+
+def _text_bytes(text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or (size_bytes := int(float(match[1]) * unit)) <= 0:
+        raise BudgetError(_refusal(text))
+    return size_bytes
+
+
+def _refusal(budget: object) -> str:
+    return (
+        f"budget {budget!r} is no size; write bytes (1200000000), a text ('1.2GiB', '800MB'), "
+        "a share of the forecast peak (0.6), or None for no limit"
+    )

@@ -1,0 +1,107 @@
+"""A plan in the order in which a step meets its events: what leaves and what is asked back when.
+
+An executor counts the moments that it sees. While they are those of the trace, the plan is
+followed; the first one that is not ends it for the rest of the step.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import accumulate, pairwise
+
+from tensile.actions import Action, Plan, Recompute, Swap
+from tensile.sequence import Kind, Moment, Trace
+
+
+class Schedule:
+    """`leaving[e]` and `asked[e]` are the actions due at event `e`; `rise_bytes[e]` is how far what
+    lives will rise, at most, between event `e` and the next one.
+    """
+
+    def __init__(self, trace: Trace, plan: Plan) -> None:
+        self.trace = trace
+        self.plan = plan
+        self.leaving: dict[int, list[Action]] = defaultdict(list)
+        self.asked: dict[int, list[Swap]] = defaultdict(list)
+        for action in plan.actions:
+            self.leaving[action.out_event].append(action)
+            if isinstance(action, Swap):
+                self.asked[action.in_event].append(action)
+        self.rise_bytes = _rises(trace)
+        self.lower_bytes = sum(action.bytes for action in plan.actions if isinstance(action, Swap))
+        self._events = [(event.moment, event.number, event.name) for event in trace.events]
+        self._slot_bytes = [trace.storages[slot.storage].bytes for slot in trace.slots]
+        self._next = 0
+        self.followed = False
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.plan.actions
+
+    def computed_calls(self) -> set[tuple[str, int]]:
+        """Module calls whose result the plan computes again."""
+        return {(a.module, a.call) for a in self.plan.actions if isinstance(a, Recompute)}
+
+    def away_at_begin(self) -> list[Swap]:
+        """What is away across the border of two steps, so is not there when a step begins."""
+        return [
+            action
+            for action in self.plan.actions
+            if isinstance(action, Swap) and action.in_event <= action.out_event
+        ]
+
+    def begin(self) -> None:
+        self._next = 0
+        self.followed = True
+
+    def see(self, moment: Moment, number: int, name: str, size_bytes: int) -> int | None:
+        """The index of this event; None once the step is not the traced one."""
+        if not self.followed:
+            return None
+        index = self._next
+        expected = self._events[index] if index < len(self._events) else None
+        if expected != (moment, number, name) or (
+            moment is Moment.PACK and self._slot_bytes[number] != size_bytes
+        ):
+            self.followed = False
+            return None
+        self._next = index + 1
+        return index
+
+    def expected(self) -> str:
+        """The event that should have come, in words."""
+        if self._next >= len(self._events):
+            return "the end"
+        moment, number, name = self._events[self._next]
+        return f"{moment} {name or number}"
+
+
+def _rises(trace: Trace) -> list[int]:
+    """For each event: the most that lives until the next one, over what lives at it."""
+    count = len(trace.operators)
+    running, standing = [0] * (count + 2), [0] * (count + 2)
+    for storage in trace.storages:
+        death = min(storage.death, count + 1)
+        running[storage.birth] += storage.bytes
+        running[death] -= storage.bytes
+        # at position p lives what an earlier operator made and what is not dead by then
+        born = storage.birth + 1 if storage.birth > 0 else 0
+        if born < death:
+            standing[born] += storage.bytes
+            standing[death] -= storage.bytes
+    while_running = list(accumulate(running))
+    at_position = list(accumulate(standing))
+    for position, operator in enumerate(trace.operators):
+        while_running[position] += operator.workspace_bytes
+    positions = [event.position for event in trace.events] + [count]
+    rises = []
+    for start, stop in pairwise(positions):
+        most = max(while_running[start:stop], default=0)
+        rises.append(max(0, most - at_position[start]))
+    return rises
+
+
+def movable_bytes(trace: Trace) -> int:
+    """Bytes of all that a plan could bring below at once: the most that the lower tier may hold."""
+    kinds = (Kind.PARAMETER, Kind.GRADIENT, Kind.STATE, Kind.ACTIVATION)
+    return sum(storage.bytes for storage in trace.storages if storage.kind in kinds)

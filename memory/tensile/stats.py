@@ -1,0 +1,66 @@
+"""What a session has done so far, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Totals since the session began.
+
+    `peak_bytes` is the most that the job held over `base_bytes`, by the operating system's count.
+    `passive_fetches` counts contents that were needed before they had been asked back, `replans`
+    the plans that followed the first one, `deviations` the steps that left their plan. `notes` say
+    in sentences what a user may want to know, such as an optimizer that runs as one chunk.
+    """
+
+    steps: int
+    base_bytes: int
+    budget_bytes: int | None
+    peak_bytes: int
+    swapped_out_bytes: int
+    swapped_in_bytes: int
+    recomputed_bytes: int
+    passive_fetches: int
+    stall_s: float
+    replans: int
+    deviations: int
+    notes: tuple[str, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """The same, while it grows. Only the training thread writes here."""
+
+    steps: int = 0
+    peak_bytes: int = 0
+    swapped_out_bytes: int = 0
+    swapped_in_bytes: int = 0
+    recomputed_bytes: int = 0
+    passive_fetches: int = 0
+    stall_s: float = 0.0
+    replans: int = 0
+    deviations: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, sentence: str) -> None:
+        """Say it once, however often it happens."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def frozen(self, *, base_bytes: int, budget_bytes: int | None) -> Stats:
+        return Stats(
+            steps=self.steps,
+            base_bytes=base_bytes,
+            budget_bytes=budget_bytes,
+            peak_bytes=self.peak_bytes,
+            swapped_out_bytes=self.swapped_out_bytes,
+            swapped_in_bytes=self.swapped_in_bytes,
+            recomputed_bytes=self.recomputed_bytes,
+            passive_fetches=self.passive_fetches,
+            stall_s=self.stall_s,
+            replans=self.replans,
+            deviations=self.deviations,
+            notes=tuple(self.notes),
+        )
