@@ -51,6 +51,11 @@ def forecast(trace: Trace, device: str = "cpu") -> Forecast:
         size_bytes = allocated_bytes(storage.bytes, device)
         row[storage.birth] += size_bytes
         row[storage.death] -= size_bytes
+    for index, storage in enumerate(trace.storages):
+        if storage.late_bytes:
+            row = live[kinds.index(storage.kind)]
+            row[storage.birth] -= storage.late_bytes
+            row[_second_access(trace, index)] += storage.late_bytes
     live = np.cumsum(live, axis=1)[:, : len(trace.operators)]
     temporary = live[kinds.index(Kind.TEMPORARY)]
     temporary += np.asarray([operator.workspace_bytes for operator in trace.operators], np.int64)
@@ -69,6 +74,13 @@ def forecast(trace: Trace, device: str = "cpu") -> Forecast:
             min(MARGIN_MOST * peak_bytes, MARGIN_SHARE * peak_bytes + MARGIN_FIXED_BYTES)
         ),
     )
+
+
+def _second_access(trace: Trace, storage: int) -> int:
+    """The operator that touches all of the storage; its death where there is none."""
+    touched = (access.operator for access in trace.accesses if access.storage == storage)
+    next(touched, None)
+    return next(touched, trace.storages[storage].death)
 
 
 def allocated_bytes(size_bytes: int, device: str) -> int:

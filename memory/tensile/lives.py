@@ -23,6 +23,7 @@ class Life:
     bytes: int
     birth: int
     maker: int  # the operator that made it; -1 for what the step finds
+    late_bytes: int = 0
     name: str | None = None
     kind: Kind = Kind.TEMPORARY
     death: int | None = None

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from tensile.lives import Life, Lives
 from tensile.sequence import Access, Operator, Phase
-from tensile.workspace import hidden_result_bytes, workspace_bytes
+from tensile.workspace import hidden_result, workspace_bytes
 
 aten = torch.ops.aten
 _LIFTING = frozenset({aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default})
@@ -114,10 +114,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 moved_bytes += tensor.numel() * tensor.element_size()
         if not (writes_any or fresh):
             return  # a view, or metadata
-        hidden = hidden_result_bytes(func, args)
+        hidden = hidden_result(func, args)
         if hidden is not None:
-            index, size_bytes = hidden
-            self._lives.made(tree_leaves(result)[index], len(self.operators)).bytes = size_bytes
+            life = self._lives.made(tree_leaves(result)[hidden.index], len(self.operators))
+            life.bytes, life.late_bytes = hidden.bytes, hidden.late_bytes
         workspace = workspace_bytes(func, args, kwargs, result)
         flops = _flops(func, args, kwargs, result)
         self._note(str(func), flops, moved_bytes, touched, workspace)

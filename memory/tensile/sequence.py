@@ -66,7 +66,8 @@ class Storage:
     `birth` is 0 for what the step finds and N+1 is the `death` of what outlives it. `name` is stable
     from step to step and from process to process: `parameter:blocks.0.weight`,
     `gradient:blocks.0.weight`, `optimizer_state:blocks.0.weight:exp_avg`, `activation:17` for slot
-    17, `input:0`, `temporary:93` (by the operator that made it).
+    17, `input:0`, `temporary:93` (by the operator that made it). `late_bytes` of it are reserved
+    but not touched before its second access, so the operating system counts them from then on.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Storage:
     bytes: int
     birth: int
     death: int
+    late_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -262,6 +262,7 @@ class _Tracing:
                     name=unique,
                     kind=life.kind,
                     bytes=life.bytes,
+                    late_bytes=life.late_bytes,
                     birth=life.birth,
                     death=count + 1 if life.death is None else life.death,
                 )
