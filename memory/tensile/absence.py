@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tensile.actions import Action, Recompute
-from tensile.floor import MOVABLE_KINDS
 from tensile.gaps import unpack_events
-from tensile.spans import Span, spans
+from tensile.spans import Span, is_written, span_of, spans
 from tensile.tape import Tape
 
 
@@ -44,18 +43,13 @@ class Absence:
 
 def absences(tape: Tape, actions: Iterable[Action]) -> list[Absence]:
     """In the order of the actions. Raises ValueError for what the trace does not allow."""
-    found = []
-    spans_of: dict[str, list[Span]] = {}
-    for action in actions:
-        if action.storage not in spans_of:
-            spans_of[action.storage] = _spans(tape, action)
-        found.append(_absence(tape, action, spans_of[action.storage]))
+    found = [_absence(tape, action) for action in actions]
     of_storage: dict[int, list[int]] = defaultdict(list)
     for index, absence in enumerate(found):
         of_storage[absence.storage].append(index)
-    for indices in of_storage.values():
+    for storage, indices in of_storage.items():
         indices.sort(key=lambda index: found[index].out_event)
-        span = _span_of(spans_of[found[indices[0]].name], found[indices[0]].storage)
+        span = span_of(tape, storage)
         _refuse_overlap(tape, [found[index] for index in indices], span)
         _refuse_loss(tape, [found[index] for index in indices], span)
     for absence in tuple(found):
@@ -65,38 +59,11 @@ def absences(tape: Tape, actions: Iterable[Action]) -> list[Absence]:
     return found
 
 
-def is_written(tape: Tape, span: Span, left: int, right: int) -> bool:
-    """Whether its content changes in the operators `left <= p < right` (linear, one turn)."""
-    turns = (0,) if span.end is not None else (-tape.length, 0, tape.length)
-    return any(left <= write + turn < right for write in span.writes for turn in turns)
-
-
-def _spans(tape: Tape, action: Action) -> list[Span]:
-    storages = tape.named.get(action.storage)
-    if not storages:
-        raise _refused(action, "no storage of this name may leave")
-    if tape.trace.storages[storages[0]].kind in MOVABLE_KINDS:
-        return spans(tape, storages)
-    return [
-        Span(
-            storage=storage,
-            bytes=tape.trace.storages[storage].bytes,
-            begin=tape.trace.storages[storage].birth,
-            end=min(tape.trace.storages[storage].death, tape.length),
-            returns=False,
-            accesses=tuple(tape.accesses(storage)),
-            writes=tuple(tape.writes(storage)),
-        )
-        for storage in storages
-    ]
-
-
-def _span_of(found: list[Span], storage: int) -> Span:
-    return next(span for span in found if span.storage == storage)
-
-
-def _absence(tape: Tape, action: Action, found: list[Span]) -> Absence:
+def _absence(tape: Tape, action: Action) -> Absence:
     events = len(tape.trace.events)
+    found = spans(tape, action.storage)
+    if not found:
+        raise _refused(action, "no storage of this name may leave")
     computed = isinstance(action, Recompute)
     out_event = action.out_event
     if not 0 <= out_event < events:

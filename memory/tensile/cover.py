@@ -42,8 +42,14 @@ def hidden_then_needed_last(tape: Tape, gap: Gap, until: int) -> float:
     return late - tape.time_s(until)
 
 
+def computable_then_needed_last(tape: Tape, gap: Gap, until: int) -> float:
+    late = 0.0 if gain_s(tape, gap) > 0 else tape.step_s * 4
+    return late - tape.time_s(until)
+
+
 SCORES: tuple[Score, ...] = (
     needed_last,
+    computable_then_needed_last,
     hidden_then_needed_last,
     free_first,
     slackest,
@@ -60,6 +66,14 @@ def slack_s(tape: Tape, gap: Gap) -> float:
     """What is left of the window when the copies out and in are made in it."""
     copies_s = tape.costs.out_s(gap.bytes) + tape.costs.in_s(gap.bytes)
     return window_s(tape, gap) - copies_s
+
+
+def gain_s(tape: Tape, gap: Gap) -> float:
+    """How much longer an unhidden copy takes than computing again; 0 where there is no recipe."""
+    if gap.slot not in tape.recipes or gap.final:
+        return 0.0
+    copy_s = max(tape.costs.out_s(gap.bytes), tape.costs.in_s(gap.bytes))
+    return copy_s - tape.recompute_s(gap.slot)
 
 
 def cover(tape: Tape, gaps: Sequence[Gap], budget_bytes: int, score: Score) -> list[int] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from tensile.absence import absences, is_written
+from tensile.absence import Absence, absences
 from tensile.actions import Action, Plan, Recompute, Swap
 from tensile.cover import without_needless
 from tensile.curve import Curve
@@ -13,7 +13,7 @@ from tensile.floor import MOVABLE_KINDS
 from tensile.gaps import Gap
 from tensile.returns import Return, returns
 from tensile.simulator import execute
-from tensile.spans import spans
+from tensile.spans import is_written, span_of
 from tensile.tape import Tape
 
 
@@ -31,12 +31,42 @@ class Draft:
     budget_bytes: int
     computed: set[int] = field(default_factory=set)
 
-    def finished(self) -> Plan:
-        """With the best returns found, and what the simulator says of it."""
+    def rated(self) -> Rating:
+        """With the best returns found: what the simulator says of it."""
         curve = Curve(self.curve.live_bytes)
         back = returns(self.tape, self.gaps, self.used, curve, self.budget_bytes, self.computed)
-        actions = _actions(self.tape, self.gaps, back, self.computed)
-        return judged(self.tape, actions, self.budget_bytes)
+        clean = _clean(self.tape, self.gaps, back)
+        found = [self._absence(index, back[index], index in clean) for index in self.used]
+        timeline = execute(self.tape, found, self.budget_bytes)
+        moved = sum(self.gaps[index].bytes for index in self.used if index not in self.computed)
+        return Rating(
+            draft=self,
+            back=back,
+            peak_bytes=timeline.peak_bytes,
+            stall_s=timeline.stall_s,
+            moved_bytes=moved,
+        )
+
+    def _absence(self, index: int, back: Return, is_clean: bool) -> Absence:
+        gap, tape = self.gaps[index], self.tape
+        recompute_s, workspace = None, 0
+        if index in self.computed and gap.slot is not None:
+            recompute_s = tape.recompute_s(gap.slot)
+            workspace = tape.recompute_workspace_bytes(gap.slot)
+        return Absence(
+            storage=gap.storage,
+            name="",
+            bytes=gap.bytes,
+            out_event=gap.out_event,
+            in_event=back.in_event,
+            start=gap.start,
+            stop=back.stop,
+            first_need=None if gap.final else gap.need,
+            dies=gap.final,
+            writes=recompute_s is None and not is_clean,
+            recompute_s=recompute_s,
+            workspace_bytes=workspace,
+        )
 
     def with_computed(self, wanted: Iterable[int]) -> Draft:
         """Those of `wanted` computed again, as far as their sources can be there in time."""
@@ -90,6 +120,29 @@ class Draft:
         return True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rating:
+    """What the simulator says of a draft."""
+
+    draft: Draft
+    back: dict[int, Return]
+    peak_bytes: int
+    stall_s: float
+    moved_bytes: int
+
+    @property
+    def worth(self) -> tuple[bool, float, int]:
+        """Less is better: the budget, then the stall (to the nanosecond), then what moves."""
+        over = self.peak_bytes > self.draft.budget_bytes
+        return over, round(self.stall_s, 9), self.moved_bytes
+
+    def plan(self) -> Plan:
+        """Checked and simulated once more as the actions that it becomes."""
+        draft = self.draft
+        actions = _actions(draft.tape, draft.gaps, self.back, draft.computed)
+        return judged(draft.tape, actions, draft.budget_bytes)
+
+
 def drafted(tape: Tape, gaps: Sequence[Gap], used: Sequence[int], budget_bytes: int) -> Draft:
     """`used` without what the budget does not need."""
     kept, curve = without_needless(tape, gaps, used, budget_bytes)
@@ -108,12 +161,6 @@ def judged(tape: Tape, actions: tuple[Action, ...], budget_bytes: int) -> Plan:
         step_s=timeline.step_s,
         actions=actions,
     )
-
-
-def worth(plan: Plan) -> tuple[float, int]:
-    """Less is better: the stall (to the nanosecond), then the bytes that move."""
-    moved = sum(action.bytes for action in plan.actions if isinstance(action, Swap))
-    return round(plan.stall_s, 9), moved
 
 
 def _actions(
@@ -160,13 +207,14 @@ def _clean(tape: Tape, gaps: Sequence[Gap], back: dict[int, Return]) -> set[int]
     """
     of_storage: dict[int, list[int]] = {}
     for index in back:
-        if tape.trace.storages[gaps[index].storage].kind in MOVABLE_KINDS:
+        if gaps[index].slot is None:
             of_storage.setdefault(gaps[index].storage, []).append(index)
     found: set[int] = set()
     for storage, indices in of_storage.items():
+        if tape.trace.storages[storage].kind not in MOVABLE_KINDS:
+            continue
         indices.sort(key=lambda index: gaps[index].start)
-        named = spans(tape, tape.named[tape.trace.storages[storage].name])
-        span = next(span for span in named if span.storage == storage)
+        span = span_of(tape, storage)
         for place, index in enumerate(indices):
             if place:
                 last = back[indices[place - 1]].stop

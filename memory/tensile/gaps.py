@@ -38,30 +38,29 @@ class Gap:
 def gaps(tape: Tape, smallest_bytes: int = MOVABLE_BYTES) -> list[Gap]:
     """All gaps of storages of at least `smallest_bytes`, in the order of the trace's storages."""
     found: list[Gap] = []
-    for indices in tape.named.values():
-        storages = [i for i in indices if tape.trace.storages[i].bytes >= smallest_bytes]
-        if not storages:
-            continue
-        if tape.trace.storages[storages[0]].kind in MOVABLE_KINDS:
-            found += _gaps_that_last(tape, storages)
-        else:
-            for storage in storages:
-                found += _gaps_of_activation(tape, storage)
+    for name in tape.named:
+        for span in spans(tape, name):
+            if span.bytes < smallest_bytes:
+                continue
+            if tape.trace.storages[span.storage].kind in MOVABLE_KINDS:
+                found += _gaps_that_last(tape, span)
+            else:
+                found += _gaps_of_activation(tape, span)
     return found
 
 
-def _gaps_of_activation(tape: Tape, storage: int) -> list[Gap]:
+def _gaps_of_activation(tape: Tape, span: Span) -> list[Gap]:
+    storage, accesses = span.storage, span.accesses
     slots = tape.slots_of(storage)
     alone = [slot.alone for slot in slots if slot.alone is not None]
     if len(alone) < len(slots):
         return []  # somebody else holds it all the time
     unpacks = unpack_events(tape, storage)
-    accesses = tape.accesses(storage)
     unasked = unpacks[0][0] if unpacks else tape.length
     free = max([*alone, *(a + 1 for a in accesses if a < unasked)])
     event = max((tape.pack_events.get(slot.number, 0) for slot in slots), default=0)
     if not unpacks:
-        gap = _gap(tape, storage, max(tape.first_event(free), event), _death(tape, storage), True)
+        gap = _gap(tape, storage, max(tape.first_event(free), event), span.end or tape.length, True)
         return [] if gap is None else [gap]
     found = []
     for number, (unpack, unpack_event) in enumerate(unpacks):
@@ -93,24 +92,22 @@ def unpack_events(tape: Tape, storage: int) -> list[tuple[int, int]]:
     return [(tape.event_position(event), event) for event in sorted(events)]
 
 
-def _gaps_that_last(tape: Tape, storages: list[int]) -> list[Gap]:
+def _gaps_that_last(tape: Tape, span: Span) -> list[Gap]:
+    touched = span.accesses
+    pairs = [(a + 1, b, False) for a, b in pairwise(touched)]
+    if span.end is None:
+        first, last = (touched[0], touched[-1]) if touched else (0, -1)
+        pairs.append((last + 1, first + tape.length, False))
+    else:
+        pairs.append((span.begin, touched[0] if touched else span.end, not touched))
+        if touched:
+            pairs.append((touched[-1] + 1, span.end, not span.returns))
+    complete = _complete_event(tape, span)
     found = []
-    for span in spans(tape, storages):
-        touched = list(span.accesses)
-        pairs = [(a + 1, b, False) for a, b in pairwise(touched)]
-        if span.end is None:
-            first, last = (touched[0], touched[-1]) if touched else (0, -1)
-            pairs.append((last + 1, first + tape.length, False))
-        else:
-            pairs.append((span.begin, touched[0] if touched else span.end, not touched))
-            if touched:
-                pairs.append((touched[-1] + 1, span.end, not span.returns))
-        complete = _complete_event(tape, span)
-        for free, need, final in pairs:
-            out_event = max(tape.first_event(free), complete)
-            gap = _gap(tape, span.storage, out_event, need, final)
-            if gap is not None:
-                found.append(gap)
+    for free, need, final in pairs:
+        gap = _gap(tape, span.storage, max(tape.first_event(free), complete), need, final)
+        if gap is not None:
+            found.append(gap)
     return found
 
 
@@ -151,7 +148,3 @@ def _gap(tape: Tape, storage: int, out_event: int, need: int, final: bool) -> Ga
         need=need,
         final=final,
     )
-
-
-def _death(tape: Tape, storage: int) -> int:
-    return min(tape.trace.storages[storage].death, tape.length)

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-import numpy as np
-
 from tensile.curve import Curve
 from tensile.gaps import Gap
 from tensile.tape import Tape
@@ -35,8 +33,6 @@ def returns(
 ) -> dict[int, Return]:
     """When each of `used` comes back (`computed` ones at their need); `curve` follows."""
     n = tape.length
-    times_s = tape.times_s[tape.event_positions]
-    event_times_s = np.concatenate((times_s, times_s + tape.step_s))
     found: dict[int, Return] = {}
     front_s = tape.step_s
     order = sorted(used, key=lambda i: (-(gaps[i].need % n), -gaps[i].in_event, i))
@@ -50,7 +46,7 @@ def returns(
         start_s = deadline_s - tape.costs.in_s(gap.bytes)
         front_s = start_s - turn_s
         left_s = tape.time_s(gap.start) + tape.costs.out_s(gap.bytes)
-        wished = int(np.searchsorted(event_times_s, max(start_s, left_s), side="right")) - 1
+        wished = tape.last_event_by(max(start_s, left_s))
         event = min(max(wished, gap.out_event + 1), gap.in_event)
         position = tape.event_position(event)
         full = curve.last_above(position, gap.stop, budget_bytes - gap.bytes)

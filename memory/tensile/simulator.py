@@ -92,17 +92,21 @@ class _Execution:
         absent = sum(a.bytes for a, away in zip(self.found, self.absent, strict=True) if away)
         self.held = alive[0] - absent
         live, starts = [0] * n, [0.0] * n
+        durations_s, workspaces, places = tape.durations_s, tape.workspace_bytes, self.places
         for position in range(n):
             if position:
                 self.held -= died[position]
             self.top = self.held
-            self._pass(position, born[position])
+            if position in places:
+                self._pass(position)
+            if self.leaving:
+                self._wait_for_room(born[position])
             self.held += born[position]
             self.top = max(self.top, self.held)
             starts[position] = self.now_s - begin_s
-            self._run_for(tape.durations_s[position])
+            self._run_for(durations_s[position])
             live[position] = self.top
-            self.held -= tape.workspace_bytes[position]
+            self.held -= workspaces[position]
         self._moments(n)
         live[-1] = max(live[-1], self.top)
         step_s = self.now_s - begin_s
@@ -114,20 +118,18 @@ class _Execution:
             start_s=tuple(starts),
         )
 
-    def _pass(self, position: int, wanted_bytes: int) -> None:
-        """All that happens between the operator before `position` and the one at it."""
-        if position in self.places:
-            self._moments(position)
-            for index in self.needs.get(position, ()):
-                self._wait_for(index)
-            for _, index in sorted(self.computes.get(position, ())):
-                absence = self.found[index]
-                self._wait_for_room(absence.bytes + absence.workspace_bytes)
-                self.held += absence.bytes
-                self.top = max(self.top, self.held + absence.workspace_bytes)
-                self.absent[index] = False
-                self._run_for(absence.recompute_s or 0.0)
-        self._wait_for_room(wanted_bytes)
+    def _pass(self, position: int) -> None:
+        """What the plan wants between the operator before `position` and the one at it."""
+        self._moments(position)
+        for index in self.needs.get(position, ()):
+            self._wait_for(index)
+        for _, index in sorted(self.computes.get(position, ())):
+            absence = self.found[index]
+            self._wait_for_room(absence.bytes + absence.workspace_bytes)
+            self.held += absence.bytes
+            self.top = max(self.top, self.held + absence.workspace_bytes)
+            self.absent[index] = False
+            self._run_for(absence.recompute_s or 0.0)
 
     def _moments(self, position: int) -> None:
         for index in self.deaths.get(position, ()):
@@ -203,7 +205,8 @@ class _Execution:
             self._settle(self.leaving[0][0], admit=False)
 
     def _run_for(self, duration_s: float) -> None:
-        if self.leaving or self.queue:
-            self._settle(self.now_s + duration_s)
+        until_s = self.now_s + duration_s
+        if self.queue or (self.leaving and self.leaving[0][0] <= until_s):
+            self._settle(until_s)
         else:
-            self.now_s += duration_s
+            self.now_s = until_s

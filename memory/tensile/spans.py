@@ -6,9 +6,9 @@ in two storages: it begins in one step and ends in the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tensile.floor import MOVABLE_KINDS
 from tensile.tape import Tape
 
 
@@ -29,15 +29,43 @@ class Span:
     writes: tuple[int, ...]
 
 
-def spans(tape: Tape, storages: Sequence[int]) -> list[Span]:
-    """The spans of the storages that share one name."""
+def spans(tape: Tape, name: str) -> list[Span]:
+    """The spans of the storages of this name, which may leave; none if there are none."""
+    if name not in tape.spans:
+        storages = tape.named.get(name, [])
+        kinds = {tape.trace.storages[storage].kind for storage in storages}
+        if kinds <= MOVABLE_KINDS:
+            tape.spans[name] = _that_last(tape, storages)
+        else:
+            tape.spans[name] = [_within(tape, storage) for storage in storages]
+    return tape.spans[name]
+
+
+def span_of(tape: Tape, storage: int) -> Span:
+    """The span that begins with this storage."""
+    found = spans(tape, tape.trace.storages[storage].name)
+    return next(span for span in found if span.storage == storage)
+
+
+def is_written(tape: Tape, span: Span, left: int, right: int) -> bool:
+    """Whether its content changes in the operators `left <= p < right` (linear, one turn)."""
+    turns = (0,) if span.end is not None else (-tape.length, 0, tape.length)
+    return any(left <= write + turn < right for write in span.writes for turn in turns)
+
+
+def _within(tape: Tape, storage: int) -> Span:
+    described = tape.trace.storages[storage]
+    return _span(tape, storage, described.birth, min(described.death, tape.length), False)
+
+
+def _that_last(tape: Tape, storages: list[int]) -> list[Span]:
     found = tape.trace.storages
     lasting = [s for s in storages if found[s].birth == 0 and tape.outlives(found[s])]
     from_before = [s for s in storages if found[s].birth == 0 and not tape.outlives(found[s])]
     to_after = [s for s in storages if found[s].birth > 0 and tape.outlives(found[s])]
     within = [s for s in storages if found[s].birth > 0 and not tape.outlives(found[s])]
     result = [_span(tape, s, 0, None, True) for s in lasting]
-    result += [_span(tape, s, found[s].birth, found[s].death, False) for s in within]
+    result += [_within(tape, s) for s in within]
     if len(from_before) == len(to_after) == 1:
         old, new = from_before[0], to_after[0]
         if found[old].bytes == found[new].bytes:

@@ -6,6 +6,9 @@ The step is cyclic, so places in it are *linear*: with N operators and E events,
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,8 +16,10 @@ from tensile.costs import Costs
 from tensile.floor import MOVABLE_KINDS
 from tensile.sequence import Moment, Slot, Storage, Trace
 
+if TYPE_CHECKING:
+    from tensile.spans import Span
+
 Integers = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 class Tape:
@@ -28,13 +33,13 @@ class Tape:
         self.costs = costs
         self.length = len(trace.operators)
         self.durations_s = costs.durations_s(trace)
-        self.times_s: Floats = np.concatenate(([0.0], np.cumsum(self.durations_s)))
-        self.step_s = float(self.times_s[-1])
+        self.times_s: list[float] = np.concatenate(([0.0], np.cumsum(self.durations_s))).tolist()
+        self.step_s: float = self.times_s[-1]
         self._bytes_over_time()
-        self.event_positions: Integers = np.array([e.position for e in trace.events], np.int64)
-        self._cyclic_events = np.concatenate(
-            (self.event_positions, self.event_positions + self.length)
-        )
+        positions = [event.position for event in trace.events]
+        self._cyclic_events = [*positions, *(position + self.length for position in positions)]
+        self._event_times_s = [self.time_s(position) for position in self._cyclic_events]
+        self.spans: dict[str, list[Span]] = {}  # by name, as they are asked for
         self._slots_of: dict[int, list[Slot]] = {}
         for slot in trace.slots:
             self._slots_of.setdefault(slot.storage, []).append(slot)
@@ -78,8 +83,7 @@ class Tape:
         accesses = self.trace.accesses
         storages = np.array([a.storage for a in accesses], np.int64)
         order = np.argsort(storages, kind="stable")
-        self._access_operators = np.array([a.operator for a in accesses], np.int64)[order]
-        self._access_writes = np.array([a.writes for a in accesses], np.bool_)[order]
+        self._access_order: list[int] = order.tolist()
         places = np.arange(len(self.trace.storages) + 1)
         self._access_bounds: list[int] = np.searchsorted(storages[order], places).tolist()
 
@@ -91,16 +95,14 @@ class Tape:
     def accesses(self, storage: int) -> list[int]:
         """The operators that touch it, in order."""
         begin, end = self._access_bounds[storage], self._access_bounds[storage + 1]
-        operators: list[int] = self._access_operators[begin:end].tolist()
-        return operators
+        found = self.trace.accesses
+        return [found[index].operator for index in self._access_order[begin:end]]
 
     def writes(self, storage: int) -> list[int]:
         """The operators that write it, in order."""
         begin, end = self._access_bounds[storage], self._access_bounds[storage + 1]
-        operators: list[int] = self._access_operators[begin:end][
-            self._access_writes[begin:end]
-        ].tolist()
-        return operators
+        found = [self.trace.accesses[index] for index in self._access_order[begin:end]]
+        return [access.operator for access in found if access.writes]
 
     def slots_of(self, storage: int) -> list[Slot]:
         """Several where it was saved in several versions."""
@@ -111,20 +113,26 @@ class Tape:
 
     def first_event(self, position: int) -> int:
         """The first event (linear) at or after a linear position."""
-        return int(np.searchsorted(self._cyclic_events, position, side="left"))
+        return bisect_left(self._cyclic_events, position)
 
     def last_event(self, position: int) -> int:
         """The last event (linear) at or before a linear position; -1 if there is none."""
-        return int(np.searchsorted(self._cyclic_events, position, side="right")) - 1
+        return bisect_right(self._cyclic_events, position) - 1
+
+    def last_event_by(self, time_s: float) -> int:
+        """The last event (linear) until then, without stalls; -1 if there is none."""
+        return bisect_right(self._event_times_s, time_s) - 1
 
     def event_position(self, event: int) -> int:
         """The linear position of a linear event."""
-        return int(self._cyclic_events[event])
+        return self._cyclic_events[event]
 
     def time_s(self, position: int) -> float:
         """When a linear position comes, without stalls."""
+        if position <= self.length:
+            return float(self.times_s[position])
         turns, place = divmod(position, self.length)
-        return float(self.times_s[place]) + turns * self.step_s
+        return self.times_s[place] + turns * self.step_s
 
     def recompute_s(self, slot: int) -> float:
         return sum(self.durations_s[operator] for operator in self.recipes[slot].operators)
