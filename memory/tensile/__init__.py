@@ -10,14 +10,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tensile.budget import BudgetError as BudgetError
     from tensile.floor import floor_bytes as floor_bytes
     from tensile.forecasting import Forecast as Forecast
     from tensile.forecasting import forecast as forecast
+    from tensile.lower_tier import TierError as TierError
     from tensile.recorder import TraceError as TraceError
+    from tensile.session import Session as Session
+    from tensile.session import SessionError as SessionError
+    from tensile.stats import Stats as Stats
     from tensile.tracing import trace as trace
 
 _HOMES = {
+    "BudgetError": "tensile.budget",
     "Forecast": "tensile.forecasting",
+    "Session": "tensile.session",
+    "SessionError": "tensile.session",
+    "Stats": "tensile.stats",
+    "TierError": "tensile.lower_tier",
     "TraceError": "tensile.recorder",
     "floor_bytes": "tensile.floor",
     "forecast": "tensile.forecasting",

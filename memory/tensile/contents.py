@@ -117,6 +117,7 @@ class Contents:
             content.incoming = self._file.read(content.extent, content.bytes)
             self._incoming.append(content)
             self._counters.swapped_in_bytes += content.bytes
+            self._counters.fetches += 1
 
     def present(self, content: Content, retry: Callable[[int], None]) -> torch.UntypedStorage:
         """Its storage, now. Waits for what is on the way, and fetches what is not.
@@ -177,6 +178,19 @@ class Contents:
         earlier = [content for content in self._away if content.number < number]
         return iter(sorted(earlier, key=lambda content: content.number, reverse=True))
 
+    def in_child(self) -> None:
+        """In a forked child nothing leaves any more: the file is the parent's, and its threads are
+        too. What is below is read by whoever needs it.
+        """
+        for content in (*self._movable, *self._away):
+            content.movable = False
+            content.incoming = None
+            content.outgoing = None
+        self._movable.clear()
+        self._outgoing.clear()
+        self._incoming.clear()
+        self._retired.clear()
+
     @property
     def outgoing_bytes(self) -> int:
         return sum(content.bytes for content in self._outgoing)
@@ -225,6 +239,7 @@ class Contents:
         assert content.extent is not None
         self._counters.passive_fetches += 1
         self._counters.swapped_in_bytes += content.bytes
+        self._counters.fetches += 1
         return self._file.read_now(content.extent, content.bytes)
 
     def _check_written(self, content: Content) -> None:

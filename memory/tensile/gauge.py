@@ -18,6 +18,7 @@ class Gauge:
 
     def __init__(self, tensors_bytes: int) -> None:
         self._file = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        trim_freed_memory()  # what was freed before is nobody's
         self.base_bytes = max(0, self._resident_bytes() - tensors_bytes)
         self._counted = resident.reset_peak()
         self._seen_bytes = 0

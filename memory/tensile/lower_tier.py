@@ -53,9 +53,8 @@ class LowerTier:
     def open(self, *, direct: bool = False) -> int:
         """A descriptor of a new nameless file; `direct` goes round the page cache if possible."""
         flags = os.O_RDWR | os.O_CLOEXEC
-        ways = [
-            (make, extra) for make in (self._nameless, self._named) for extra in _extras(direct)
-        ]
+        extras = (os.O_DIRECT, 0) if direct else (0,)
+        ways = [(make, extra) for make in (self._nameless, self._named) for extra in extras]
         for number, (make, extra) in enumerate(ways):
             try:
                 return make(flags | extra)

@@ -86,28 +86,30 @@ class Residency:
         yield GRADIENT + name
         yield from (f"{STATE}{name}:{path}" for path, _ in self._states(name))
 
-    def evict(self, name: str, *, dirty: bool = True) -> bool:
-        """Let it leave the device; False where that cannot be, now or ever. Raises TierError."""
+    def evict(self, name: str, *, dirty: bool = True) -> int:
+        """Let it leave the device, and answer how many bytes do; 0 where that cannot be, now or
+        ever. Raises TierError.
+        """
         tensors = self._tensors(name)
         if not tensors:
-            return False
+            return 0
         storage = tensors[0].untyped_storage()
         size_bytes = storage.nbytes()
         if size_bytes < max(self._smallest_bytes, 1):
-            return False
+            return 0
         if name in self._incoming:
             self._incoming.pop(name).wait()
         if self._file.holds(storage):
             self._file.evict(storage)
         else:
             if not _is_plain(tensors) or not is_held_once(storage, len(tensors)):
-                return False  # somebody else looks at it and would not see what changes
+                return 0  # somebody else looks at it and would not see what changes
             self._bind(tensors, self._file.place(storage))
         if name not in self._away:
             self._away.add(name)
             self._counters.swapped_out_bytes += size_bytes if dirty else 0
         self._recent.pop(name, None)
-        return True
+        return size_bytes
 
     def ask(self, name: str) -> None:
         """Begin to bring it back."""
@@ -119,6 +121,7 @@ class Residency:
         writes = name.startswith(STATE)
         fetch = self._file.fetch
         self._counters.swapped_in_bytes += storage.nbytes()
+        self._counters.fetches += 1
         self._incoming[name] = self._channel.ask(
             lambda: fetch(storage, writes=writes), storage.nbytes()
         )
@@ -139,6 +142,7 @@ class Residency:
                 self._counters.stall_s += time.perf_counter() - begin_s
                 self._counters.passive_fetches += 1
                 self._counters.swapped_in_bytes += storage.nbytes()
+                self._counters.fetches += 1
         self._recent.pop(name, None)
         self._recent[name] = None
 
@@ -233,7 +237,7 @@ class Residency:
 
 
 def _copied(storage: torch.UntypedStorage) -> torch.UntypedStorage:
-    content = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+    content = torch.empty(0, dtype=torch.uint8).set_(storage)
     copy: torch.UntypedStorage = content.clone().untyped_storage()
     return copy
 

@@ -141,7 +141,9 @@ class SavedTensors:
             shown = saved.tensor if saved.tensor is not None else _shown(saved)
             _check_version(saved.probe, slot.version, shown)
         self.reap()
+        there = slot.content.storage  # held, so that making room does not take just this one
         self._unpacked(slot)
+        del there
         if saved.tensor is not None:
             return saved.tensor
         storage = self._present(slot.content)

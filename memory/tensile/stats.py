@@ -38,6 +38,7 @@ class Counters:
     swapped_out_bytes: int = 0
     swapped_in_bytes: int = 0
     recomputed_bytes: int = 0
+    fetches: int = 0  # contents that came back, passive ones included
     passive_fetches: int = 0
     stall_s: float = 0.0
     replans: int = 0

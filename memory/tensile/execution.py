@@ -1,0 +1,242 @@
+"""One step after the other: every moment that hooks see is counted here, and answered.
+
+While the moments are those of the plan, the plan says what leaves and what is asked back. Otherwise
+the reactive policy does: the oldest leaves when the budget is near, the newest comes back first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from tensile.actions import Action, Recompute, Swap
+from tensile.contents import Content, Contents, Slot
+from tensile.pressure import Pressure
+from tensile.recorded_calls import Again, RecordedCalls
+from tensile.residency import GRADIENT, PARAMETER, STATE, Residency
+from tensile.saved_tensors import SavedTensors
+from tensile.schedule import Schedule
+from tensile.sequence import Moment
+from tensile.stats import Counters
+
+_AHEAD = 4  # contents on their way back at once, where no plan says when to ask
+
+
+class Execution:
+    """`schedule` is followed if there is one. Moments count between `begin` and `end` only."""
+
+    def __init__(
+        self,
+        *,
+        contents: Contents,
+        residency: Residency,
+        pressure: Pressure,
+        counters: Counters,
+        smallest_bytes: int,
+    ) -> None:
+        self.schedule: Schedule | None = None
+        self.calls: RecordedCalls | None = None
+        self.saved = SavedTensors(
+            packed=self._packed,
+            unpacked=self._unpacked,
+            touched=self._touched,
+            present=self._present,
+            retired=contents.retire,
+            smallest_bytes=smallest_bytes,
+        )
+        self._contents = contents
+        self._residency = residency
+        self._pressure = pressure
+        self._counters = counters
+        self._waiting: list[Action] = []
+        self._in_use: list[frozenset[str]] = []
+        self._running = False
+
+    # the step
+
+    def begin(self, schedule: Schedule | None) -> None:
+        self._running = True
+        self.schedule = schedule
+        self.saved.begin_step()
+        self._waiting.clear()
+        self._in_use.clear()
+        self._pressure.begin_step()
+        if self.calls is not None:
+            self.calls.begin_step()
+            self.calls.active = schedule is not None
+        if schedule is None:
+            limit = self._pressure.limit_bytes or 0
+            # no graph holds the parameters now, so they can be placed: half of the budget is free
+            self._pressure.relieve(max(self._pressure.rise_bytes, limit // 2), frozenset())
+        else:
+            schedule.begin()
+        self.moment(Moment.BEGIN)
+
+    def end(self) -> None:
+        self.moment(Moment.END)
+        self.stop()
+
+    def stop(self) -> None:
+        """Also after an exception: what is saved stays valid for as long as its graph lives."""
+        self._running = False
+        self._waiting.clear()
+        self._in_use.clear()
+        if self.calls is not None:
+            self.calls.active = False
+        self.saved.reap()
+
+    @property
+    def is_running(self) -> bool:
+        return self._running
+
+    @property
+    def is_followed(self) -> bool:
+        return self.schedule is not None and self.schedule.followed
+
+    # moments
+
+    def moment(self, moment: Moment, number: int = 0, name: str = "", size_bytes: int = 0) -> None:
+        """Do what is due now, then make room for what comes until the next moment."""
+        self._contents.settle()
+        index = self._index(moment, number, name, size_bytes)
+        if index is None:
+            self._pressure.relieve_unplanned(size_bytes, self._used())
+            return
+        assert self.schedule is not None
+        due = [*self._waiting, *self.schedule.leaving.get(index, ())]
+        self._waiting = [action for action in due if not self._left(action)]
+        for action in self.schedule.asked.get(index, ()):
+            self._ask(action)
+        self._pressure.relieve(self.schedule.rise_bytes[index], self._used())
+
+    def enter(self, name: str, parameters: Iterable[str]) -> None:
+        used = frozenset(PARAMETER + parameter for parameter in parameters)
+        self._in_use.append(used)
+        self.moment(Moment.ENTER, name=name)
+        for parameter in used:
+            self._residency.need(parameter)
+
+    def leave(self, name: str) -> None:
+        if self._in_use:
+            self._in_use.pop()
+        self.moment(Moment.EXIT, name=name)
+
+    def gradient(self, name: str) -> None:
+        self._residency.made(GRADIENT + name)
+        self.moment(Moment.GRADIENT, name=name)
+
+    def begin_chunk(self, number: int, parameters: Sequence[Tensor]) -> None:
+        names = [self._residency.name_of(parameter) for parameter in parameters]
+        needed = [part for name in names for part in self._residency.of_parameter(name)]
+        self._in_use.append(frozenset(needed))
+        self.moment(Moment.CHUNK, number)
+        for part in needed:
+            self._residency.need(part)
+        self._reserve(sum(parameter.nbytes for parameter in parameters))
+
+    def end_chunk(self, number: int, parameters: Sequence[Tensor]) -> None:
+        for parameter in parameters:
+            for part in self._residency.of_parameter(self._residency.name_of(parameter)):
+                if part.startswith(STATE):
+                    self._residency.made(part)
+        if self._in_use:
+            self._in_use.pop()
+        self.moment(Moment.CHUNK_END, number)
+
+    # what a plan wants
+
+    def _index(self, moment: Moment, number: int, name: str, size_bytes: int) -> int | None:
+        if not self.is_followed:
+            return None
+        assert self.schedule is not None
+        expected = self.schedule.expected()
+        index = self.schedule.see(moment, number, name, size_bytes)
+        if index is None:
+            self._counters.deviations += 1
+            self._counters.note(
+                f"a step met {moment} {name or number} where its plan expects {expected}; the rest "
+                "of such a step keeps the budget without a plan"
+            )
+        return index
+
+    def _left(self, action: Action) -> bool:
+        """Whether it has left, or never will."""
+        slot = self._slot(action)
+        if isinstance(action, Recompute):
+            source = self.saved.slots.get(action.source)
+            return slot is None or source is None or self._forgotten(action, slot, source)
+        if slot is not None:
+            return self._contents.leave(slot.content) or not slot.content.slots
+        if not action.storage.startswith("activation:"):
+            self._residency.evict(action.storage, dirty=action.dirty)
+        return True
+
+    def _forgotten(self, action: Recompute, slot: Slot, source: Slot) -> bool:
+        call = self.calls.find(action.module, action.call) if self.calls is not None else None
+        if call is None or call.result is None:
+            return True  # it was no call that gives the same again: it stays
+        if not (call.result.is_of(slot) and call.source.is_of(source)):
+            return True
+        return self._contents.forget(slot.content, Again(call, source, self._present))
+
+    def _ask(self, action: Swap) -> None:
+        if action in self._waiting:
+            self._waiting.remove(action)
+        slot = self._slot(action)
+        if slot is not None:
+            self._contents.ask(slot.content)
+        elif not action.storage.startswith("activation:"):
+            self._residency.ask(action.storage)
+
+    def _slot(self, action: Action) -> Slot | None:
+        kind, _, number = action.storage.partition(":")
+        return self.saved.slots.get(int(number)) if kind == "activation" else None
+
+    # what autograd wants
+
+    def _packed(self, slot: Slot) -> None:
+        if self._running:
+            self._contents.add(slot.content)
+            self.moment(Moment.PACK, slot.number, size_bytes=slot.content.bytes)
+
+    def _unpacked(self, slot: Slot) -> None:
+        if not self._running:
+            return
+        self.moment(Moment.UNPACK, slot.number)
+        if not self.is_followed:
+            content = slot.content
+            if content.storage is None and content.incoming is None:
+                self._relieve(content.bytes)
+            self._ask_ahead(slot.number)
+
+    def _ask_ahead(self, number: int) -> None:
+        rise = self._pressure.rise_bytes
+        for content, _ in zip(self._contents.away_before(number), range(_AHEAD), strict=False):
+            if content.incoming is None and self._pressure.room_bytes(rise) > content.bytes:
+                self._contents.ask(content)
+
+    def _present(self, content: Content) -> torch.UntypedStorage:
+        return self._contents.present(content, lambda _: self._pressure.empty(self._used()))
+
+    def _touched(self, storage: torch.UntypedStorage) -> bool:
+        return self._residency.owns(storage)
+
+    # room
+
+    def _used(self) -> frozenset[str]:
+        return frozenset().union(*self._in_use)
+
+    def _relieve(self, more_bytes: int) -> None:
+        self._pressure.relieve(self._pressure.rise_bytes + more_bytes, self._used())
+
+    def _reserve(self, size_bytes: int) -> None:
+        """Fail before the chunk has written anything, not in the middle of it; and only after
+        everything that can leave has left.
+        """
+        try:
+            torch.empty(size_bytes, dtype=torch.uint8)
+        except RuntimeError:
+            self._pressure.empty(self._used())
+            torch.empty(size_bytes, dtype=torch.uint8)

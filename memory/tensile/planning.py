@@ -1,0 +1,119 @@
+"""Plans for one traced step: the first one at once, better ones in the background."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any, Self
+
+from tensile.costs import Costs
+from tensile.floor import floor_bytes
+from tensile.forecasting import Forecast, forecast
+from tensile.names import Models, Optimizers
+from tensile.planner import plan
+from tensile.schedule import Schedule
+from tensile.sequence import Trace
+from tensile.tracing import trace
+
+_DRIFT = 0.3  # of the step's time, as in TENSILE (arXiv 2105.13336, §4.4)
+_PASSIVE = 0.01  # of the contents that came back
+_LATER = 1.5  # contents that came too late are asked back as if the channel were that much slower
+_WINDOW = 5  # steps that must agree before anything is planned again
+_OWN_BYTES = 5 * 2**20  # the executor's own buffers, and what its books grow by
+_SLACK = 0.01  # of the budget: what an allocator rounds up
+
+
+class Planning:
+    """A trace, its forecast, and the costs of this device as far as they are known."""
+
+    def __init__(self, traced: Trace, costs: Costs) -> None:
+        self.trace = traced
+        self.forecast: Forecast = forecast(traced)
+        self._costs = costs
+        self._floor_bytes = floor_bytes(traced)
+        self._budget_bytes: int | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._better: Future[Schedule] | None = None
+        self._predicted_s = 0.0
+        self._recent_s: deque[float] = deque(maxlen=_WINDOW)
+        self._passive_shares: deque[float] = deque(maxlen=_WINDOW)
+
+    @classmethod
+    def of(
+        cls,
+        train_step: Callable[[Any], object],
+        model: Models,
+        optimizer: Optimizers,
+        batch: object,
+        costs: Costs | None,
+        folder: Path,
+    ) -> Self:
+        """Raises TraceError for a step that cannot be traced."""
+        traced = trace(train_step, model, optimizer, batch)
+        if costs is None:
+            from tensile.calibration import calibrate
+
+            costs = calibrate("cpu", folder=folder)
+        return cls(traced, costs)
+
+    def schedule(self, budget_bytes: int) -> Schedule:
+        """The quick plan for a budget. Raises PlanError below the floor."""
+        self._drop_better()
+        self._budget_bytes = budget_bytes
+        return self._planned(budget_bytes, self._costs)
+
+    def observe(self, step_s: float, passive_share: float) -> None:
+        """A followed step took so long, waits taken off, and so many of the contents that came back
+        had not been asked for in time. What lasts is planned again in the background.
+        """
+        self._recent_s.append(step_s)
+        self._passive_shares.append(passive_share)
+        if len(self._recent_s) < _WINDOW or self._better is not None:
+            return
+        ratio = median(self._recent_s) / max(self._predicted_s, 1e-9)
+        late = median(self._passive_shares) > _PASSIVE
+        if abs(ratio - 1) <= _DRIFT and not late:
+            return
+        self._costs = replace(
+            self._costs,
+            flops_per_s=self._costs.flops_per_s / ratio,
+            moved_bytes_per_s=self._costs.moved_bytes_per_s / ratio,
+            overhead_s=self._costs.overhead_s * ratio,
+            in_bytes_per_s=self._costs.in_bytes_per_s / (_LATER if late else 1),
+        )
+        self._recent_s.clear()
+        self._passive_shares.clear()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="tensile planner")
+        assert self._budget_bytes is not None
+        self._better = self._pool.submit(self._planned, self._budget_bytes, self._costs)
+
+    def better(self) -> Schedule | None:
+        """A plan that was made in the background since, once."""
+        if self._better is None or not self._better.done():
+            return None
+        future, self._better = self._better, None
+        return future.result()
+
+    def close(self) -> None:
+        self._drop_better()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _planned(self, budget_bytes: int, costs: Costs) -> Schedule:
+        wanted = budget_bytes
+        if budget_bytes > self._floor_bytes:
+            own_bytes = _OWN_BYTES + int(budget_bytes * _SLACK)
+            wanted = max(budget_bytes - own_bytes, self._floor_bytes)
+        made = plan(self.trace, wanted, costs)
+        self._predicted_s = made.step_s - made.stall_s
+        return Schedule(self.trace, made)
+
+    def _drop_better(self) -> None:
+        if self._better is not None:
+            self._better.cancel()
+            self._better = None

@@ -1,0 +1,101 @@
+"""Keeps what a job holds under its budget, moment by moment, whatever a plan foresaw.
+
+Before the work that follows a moment, what may rise by then is made room for: first by what leaves
+at no price (mapped pages, contents that have a copy below already), then by writing out what was
+saved first, and waiting for it only when the budget itself is near.
+"""
+
+from __future__ import annotations
+
+from tensile.contents import Contents
+from tensile.gauge import Gauge, trim_freed_memory
+from tensile.residency import Residency
+
+_EARLY = 0.8  # share of the budget from which on writes begin, where no plan says when
+_PATIENCE = 32  # moments between two attempts to find memory that nobody accounts for
+
+
+class Pressure:
+    """`limit_bytes` is the budget; None for none. `rise_bytes` is what a moment's work took so far,
+    at most, where no trace tells it.
+    """
+
+    def __init__(self, gauge: Gauge, contents: Contents, residency: Residency) -> None:
+        self.limit_bytes: int | None = None
+        self.rise_bytes = 0
+        self._gauge = gauge
+        self._contents = contents
+        self._residency = residency
+        self._before_bytes = 0
+        self._rest = 0
+
+    def relieve(self, rise_bytes: int, in_use: frozenset[str]) -> None:
+        """Make room for `rise_bytes`, as a plan knows it."""
+        if self.limit_bytes is not None:
+            self._keep(self._held_bytes(), rise_bytes, self.limit_bytes, in_use)
+
+    def relieve_unplanned(self, size_bytes: int, in_use: frozenset[str]) -> None:
+        """Make room for as much as memory ever rose between two moments so far, or for another
+        `size_bytes`. Writing begins before there is need to wait.
+        """
+        if self.limit_bytes is None:
+            return
+        held = self._held_bytes()
+        rise = max(self.rise_bytes, held - self._before_bytes, size_bytes)
+        self.rise_bytes = min(rise, self.limit_bytes // 2)
+        self._keep(held, self.rise_bytes, int(self.limit_bytes * _EARLY), in_use)
+        self._before_bytes = self._held_bytes()
+
+    def room_bytes(self, rise_bytes: int) -> int:
+        """How much could come back now."""
+        if self.limit_bytes is None:
+            return 0
+        return self.limit_bytes - self._held_bytes() - rise_bytes
+
+    def empty(self, in_use: frozenset[str]) -> None:
+        """After a failed allocation: everything that can leave leaves now."""
+        self._let_go(2**62, in_use)
+        while self._contents.wait_for_oldest():
+            pass
+        trim_freed_memory()
+
+    def begin_step(self) -> None:
+        self._before_bytes = self._gauge.held_bytes()
+        self._rest = 0
+
+    def _held_bytes(self) -> int:
+        coming = self._contents.incoming_bytes + self._residency.incoming_bytes
+        return self._gauge.held_bytes() + coming
+
+    def _keep(
+        self, held_bytes: int, rise_bytes: int, start_bytes: int, in_use: frozenset[str]
+    ) -> None:
+        excess = held_bytes + rise_bytes - start_bytes
+        if excess > 0:
+            self._let_go(excess, in_use)
+            self._wait(rise_bytes)
+
+    def _let_go(self, excess_bytes: int, in_use: frozenset[str]) -> None:
+        left = excess_bytes - self._contents.outgoing_bytes
+        for name in self._residency.candidates(in_use):
+            if left <= 0:
+                return
+            left -= self._residency.evict(name)
+        for content in self._contents.candidates():
+            if left <= 0:
+                return
+            if self._contents.leave(content):
+                left -= content.bytes
+
+    def _wait(self, rise_bytes: int) -> None:
+        assert self.limit_bytes is not None
+        while self._held_bytes() + rise_bytes > self.limit_bytes:
+            if self._contents.wait_for_oldest():
+                continue
+            if self._rest > 0:
+                self._rest -= 1
+                return
+            self._rest = _PATIENCE
+            self._residency.evict_mapped()
+            trim_freed_memory()
+            return
