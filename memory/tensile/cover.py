@@ -7,7 +7,8 @@ open there. With the score "needed last" this is Belady's rule, which uses the f
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from types import MappingProxyType
 
 from tensile.curve import Curve
 from tensile.gaps import Gap
@@ -76,26 +77,36 @@ def gain_s(tape: Tape, gap: Gap) -> float:
     return copy_s - tape.recompute_s(gap.slot)
 
 
-def cover(tape: Tape, gaps: Sequence[Gap], budget_bytes: int, score: Score) -> list[int] | None:
-    """Indices into `gaps`; None if even all of them leave too much at some operator."""
+def cover(
+    tape: Tape,
+    gaps: Sequence[Gap],
+    budget_bytes: int,
+    score: Score,
+    given: Sequence[int] = (),
+    banned: Set[int] = frozenset(),
+) -> list[int] | None:
+    """Indices into `gaps`, `given` first; None if all of them leave too much at some operator."""
     n = tape.length
     opening: dict[int, list[tuple[float, int, int]]] = {}
+    used = {*given, *banned}
     for index, gap in enumerate(gaps):
+        if index in used:
+            continue
         if gap.stop > n:  # open at both ends of the step
             until = gap.stop - n
             opening.setdefault(0, []).append((score(tape, gap, until), index, until))
         entry = (score(tape, gap, gap.stop), index, gap.stop)
         opening.setdefault(gap.start, []).append(entry)
     change = [0] * (n + 1)
-    used: set[int] = set()
-    found: list[int] = []
+    found = list(given)
+    lives = lowered(tape, gaps, given).live_bytes.tolist()
     open_gaps: list[tuple[float, int, int]] = []
     away = 0
-    for position, natural in enumerate(tape.natural_bytes.tolist()):
+    for position, live in enumerate(lives):
         for entry in opening.get(position, ()):
             heapq.heappush(open_gaps, entry)
         away += change[position]
-        while natural - away > budget_bytes:
+        while live - away > budget_bytes:
             if not open_gaps:
                 return None
             _, index, until = heapq.heappop(open_gaps)
@@ -122,12 +133,17 @@ def lowered(tape: Tape, gaps: Sequence[Gap], used: Sequence[int]) -> Curve:
 
 
 def without_needless(
-    tape: Tape, gaps: Sequence[Gap], used: Sequence[int], budget_bytes: int
+    tape: Tape,
+    gaps: Sequence[Gap],
+    used: Sequence[int],
+    budget_bytes: int,
+    waited_s: Mapping[int, float] = MappingProxyType({}),
 ) -> tuple[list[int], Curve]:
-    """Drops what the budget does not need, what hides worst first."""
+    """Drops what the budget does not need: what was waited for longest, or hides worst, first."""
     curve = lowered(tape, gaps, used)
     kept = set(used)
-    for index in sorted(used, key=lambda index: (slack_s(tape, gaps[index]), index)):
+    ranks = [(-waited_s.get(i, 0.0), slack_s(tape, gaps[i]), i) for i in used]
+    for _, _, index in sorted(ranks):
         gap = gaps[index]
         if curve.highest(gap.start, gap.stop) + gap.bytes <= budget_bytes:
             curve.add(gap.start, gap.stop, gap.bytes)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from tensile.absence import Absence, absences
 from tensile.actions import Action, Plan, Recompute, Swap
@@ -37,7 +38,7 @@ class Draft:
         back = returns(self.tape, self.gaps, self.used, curve, self.budget_bytes, self.computed)
         clean = _clean(self.tape, self.gaps, back)
         found = [self._absence(index, back[index], index in clean) for index in self.used]
-        timeline = execute(self.tape, found, self.budget_bytes)
+        timeline, waited_s = execute(self.tape, found, self.budget_bytes)
         moved = sum(self.gaps[index].bytes for index in self.used if index not in self.computed)
         return Rating(
             draft=self,
@@ -45,6 +46,7 @@ class Draft:
             peak_bytes=timeline.peak_bytes,
             stall_s=timeline.stall_s,
             moved_bytes=moved,
+            waited_s=dict(zip(self.used, waited_s, strict=True)),
         )
 
     def _absence(self, index: int, back: Return, is_clean: bool) -> Absence:
@@ -122,13 +124,14 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rating:
-    """What the simulator says of a draft."""
+    """What the simulator says of a draft, and how long is waited for each of its gaps."""
 
     draft: Draft
     back: dict[int, Return]
     peak_bytes: int
     stall_s: float
     moved_bytes: int
+    waited_s: dict[int, float]
 
     @property
     def worth(self) -> tuple[bool, float, int]:
@@ -143,15 +146,21 @@ class Rating:
         return judged(draft.tape, actions, draft.budget_bytes)
 
 
-def drafted(tape: Tape, gaps: Sequence[Gap], used: Sequence[int], budget_bytes: int) -> Draft:
-    """`used` without what the budget does not need."""
-    kept, curve = without_needless(tape, gaps, used, budget_bytes)
+def drafted(
+    tape: Tape,
+    gaps: Sequence[Gap],
+    used: Sequence[int],
+    budget_bytes: int,
+    waited_s: Mapping[int, float] = MappingProxyType({}),
+) -> Draft:
+    """`used` without what the budget does not need; what was waited for goes first."""
+    kept, curve = without_needless(tape, gaps, used, budget_bytes, waited_s)
     return Draft(tape=tape, gaps=list(gaps), used=kept, curve=curve, budget_bytes=budget_bytes)
 
 
 def judged(tape: Tape, actions: tuple[Action, ...], budget_bytes: int) -> Plan:
     """The plan of these actions, with the simulator's predictions."""
-    timeline = execute(tape, absences(tape, actions), budget_bytes)
+    timeline, _ = execute(tape, absences(tape, actions), budget_bytes)
     return Plan(
         signature=tape.trace.signature,
         budget_bytes=budget_bytes,

@@ -5,10 +5,9 @@ An executor changes rung between two steps, when the memory that it may use chan
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tensile.actions import Plan
 from tensile.costs import Costs
+from tensile.draft import judged
 from tensile.floor import floor_bytes
 from tensile.planner import quick_plan
 from tensile.sequence import Trace
@@ -31,6 +30,6 @@ def ladder(trace: Trace, costs: Costs) -> tuple[Plan, ...]:
     for budget_bytes in (floor, *reversed(budgets)):
         rung = quick_plan(tape, budget_bytes)
         if rungs and rungs[-1].stall_s < rung.stall_s:
-            rung = replace(rungs[-1], budget_bytes=budget_bytes, share=rung.share)
+            rung = judged(tape, rungs[-1].actions, budget_bytes)
         rungs.append(rung)
     return tuple(reversed(rungs))

@@ -29,13 +29,15 @@ def simulate(trace: Trace, plan: Plan, costs: Costs) -> Timeline:
     peak says so. Raises ValueError for a plan that would let an operator run without an operand.
     """
     tape = Tape(trace, costs)
-    return execute(tape, absences(tape, plan.actions), plan.budget_bytes)
+    return execute(tape, absences(tape, plan.actions), plan.budget_bytes)[0]
 
 
-def execute(tape: Tape, found: Sequence[Absence], budget_bytes: int) -> Timeline:
-    """The same for actions that are resolved already."""
+def execute(
+    tape: Tape, found: Sequence[Absence], budget_bytes: int
+) -> tuple[Timeline, list[float]]:
+    """The same for actions that are resolved already, and the seconds waited for each of them."""
     if not tape.length:
-        return Timeline(peak_bytes=0, stall_s=0.0, step_s=0.0, live_bytes=(), start_s=())
+        return Timeline(peak_bytes=0, stall_s=0.0, step_s=0.0, live_bytes=(), start_s=()), []
     execution = _Execution(tape, found, budget_bytes)
     timeline = execution.step()
     for _ in range(_TURNS - 1):
@@ -44,7 +46,7 @@ def execute(tape: Tape, found: Sequence[Absence], budget_bytes: int) -> Timeline
         before_s, timeline = timeline.step_s, execution.step()
         if abs(timeline.step_s - before_s) <= 1e-9 * timeline.step_s:
             break
-    return timeline
+    return timeline, execution.waited_s
 
 
 class _Execution:
@@ -79,6 +81,7 @@ class _Execution:
         self.queue: deque[int] = deque()
         self.out_free_s = self.in_free_s = self.now_s = 0.0
         self.held = self.top = 0
+        self.waited_s = [0.0] * len(found)
 
     def is_settled(self) -> bool:
         """Nothing is carried into the next step, so that it would be equal."""
@@ -89,6 +92,7 @@ class _Execution:
         alive = tape.alive_bytes.tolist()
         born, died = tape.born_bytes.tolist(), tape.died_bytes.tolist()
         begin_s = self.now_s
+        self.waited_s = [0.0] * len(self.found)
         absent = sum(a.bytes for a, away in zip(self.found, self.absent, strict=True) if away)
         self.held = alive[0] - absent
         live, starts = [0] * n, [0.0] * n
@@ -129,6 +133,7 @@ class _Execution:
             self.held += absence.bytes
             self.top = max(self.top, self.held + absence.workspace_bytes)
             self.absent[index] = False
+            self.waited_s[index] += absence.recompute_s or 0.0
             self._run_for(absence.recompute_s or 0.0)
 
     def _moments(self, position: int) -> None:
@@ -187,6 +192,7 @@ class _Execution:
         self.arrival_s[index] = self.in_free_s
 
     def _wait_for(self, index: int) -> None:
+        begin_s = self.now_s
         while index in self.queue:
             ahead = [self.in_free_s, self.left_s[self.queue[0]]]
             if self.leaving:
@@ -199,10 +205,13 @@ class _Execution:
         arrival_s = self.arrival_s[index]
         if arrival_s is not None and arrival_s > self.now_s:
             self._settle(arrival_s)
+        self.waited_s[index] += self.now_s - begin_s
 
     def _wait_for_room(self, wanted_bytes: int) -> None:
         while self.leaving and self.held + wanted_bytes > self.budget_bytes:
-            self._settle(self.leaving[0][0], admit=False)
+            ended_s, index = self.leaving[0]
+            self.waited_s[index] += max(0.0, ended_s - self.now_s)
+            self._settle(ended_s, admit=False)
 
     def _run_for(self, duration_s: float) -> None:
         until_s = self.now_s + duration_s
