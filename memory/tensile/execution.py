@@ -53,12 +53,14 @@ class Execution:
         self._waiting: list[Action] = []
         self._in_use: list[frozenset[str]] = []
         self._running = False
+        self.surplus_bytes = 0  # held over what the plan knows of, at most, in this step
 
     # the step
 
     def begin(self, schedule: Schedule | None) -> None:
         self._running = True
         self.schedule = schedule
+        self.surplus_bytes = 0
         self.saved.begin_step()
         self._waiting.clear()
         self._in_use.clear()
@@ -109,7 +111,9 @@ class Execution:
         self._waiting = [action for action in due if not self._left(action)]
         for action in self.schedule.asked.get(index, ()):
             self._ask(action)
-        self._pressure.relieve(self.schedule.rise_bytes[index], self._used())
+        held = self._pressure.relieve(self.schedule.rise_bytes[index], self._used())
+        expected = self.schedule.live_bytes[self.schedule.trace.events[index].position]
+        self.surplus_bytes = max(self.surplus_bytes, held - expected)
 
     def enter(self, name: str, parameters: Iterable[str]) -> None:
         used = frozenset(PARAMETER + parameter for parameter in parameters)

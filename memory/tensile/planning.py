@@ -17,6 +17,7 @@ from tensile.names import Models, Optimizers
 from tensile.planner import plan
 from tensile.schedule import Schedule
 from tensile.sequence import Trace
+from tensile.simulator import simulate
 from tensile.tracing import trace
 
 _DRIFT = 0.3  # of the step's time, as in TENSILE (arXiv 2105.13336, §4.4)
@@ -34,13 +35,13 @@ class Planning:
         self.trace = traced
         self.forecast: Forecast = forecast(traced)
         self._costs = costs
+        self._own_bytes = _OWN_BYTES  # what the process takes beside what the trace knows
         self._floor_bytes = floor_bytes(traced)
         self._budget_bytes: int | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._better: Future[Schedule] | None = None
         self._predicted_s = 0.0
         self._recent_s: deque[float] = deque(maxlen=_WINDOW)
-        self._passive_shares: deque[float] = deque(maxlen=_WINDOW)
 
     @classmethod
     def of(
@@ -64,33 +65,38 @@ class Planning:
         """The quick plan for a budget. Raises PlanError below the floor."""
         self._drop_better()
         self._budget_bytes = budget_bytes
-        return self._planned(budget_bytes, self._costs)
+        return self._planned(budget_bytes)
 
-    def observe(self, step_s: float, passive_share: float) -> None:
-        """A followed step took so long, waits taken off, and so many of the contents that came back
-        had not been asked for in time. What lasts is planned again in the background.
+    def observe(self, step_s: float, passive_share: float, surplus_bytes: int) -> None:
+        """A followed step took so long, waits taken off; so many of the contents that came back had
+        not been asked for in time; and the process held so much more than the plan knows of. What
+        was wrong is planned again in the background.
         """
+        if self._better is not None or self._budget_bytes is None:
+            return
         self._recent_s.append(step_s)
-        self._passive_shares.append(passive_share)
-        if len(self._recent_s) < _WINDOW or self._better is not None:
-            return
+        late = passive_share > _PASSIVE
+        crowded = late and surplus_bytes > self._own_bytes
         ratio = median(self._recent_s) / max(self._predicted_s, 1e-9)
-        late = median(self._passive_shares) > _PASSIVE
-        if abs(ratio - 1) <= _DRIFT and not late:
+        drifted = len(self._recent_s) == _WINDOW and abs(ratio - 1) > _DRIFT
+        if crowded:
+            self._own_bytes = surplus_bytes
+        elif drifted:
+            self._costs = replace(
+                self._costs,
+                flops_per_s=self._costs.flops_per_s / ratio,
+                moved_bytes_per_s=self._costs.moved_bytes_per_s / ratio,
+                overhead_s=self._costs.overhead_s * ratio,
+            )
+        elif late and len(self._recent_s) == _WINDOW:
+            slower = self._costs.in_bytes_per_s / _LATER
+            self._costs = replace(self._costs, in_bytes_per_s=slower)
+        else:
             return
-        self._costs = replace(
-            self._costs,
-            flops_per_s=self._costs.flops_per_s / ratio,
-            moved_bytes_per_s=self._costs.moved_bytes_per_s / ratio,
-            overhead_s=self._costs.overhead_s * ratio,
-            in_bytes_per_s=self._costs.in_bytes_per_s / (_LATER if late else 1),
-        )
         self._recent_s.clear()
-        self._passive_shares.clear()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="tensile planner")
-        assert self._budget_bytes is not None
-        self._better = self._pool.submit(self._planned, self._budget_bytes, self._costs)
+        self._better = self._pool.submit(self._planned, self._budget_bytes)
 
     def better(self) -> Schedule | None:
         """A plan that was made in the background since, once."""
@@ -104,14 +110,14 @@ class Planning:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _planned(self, budget_bytes: int, costs: Costs) -> Schedule:
+    def _planned(self, budget_bytes: int) -> Schedule:
         wanted = budget_bytes
         if budget_bytes > self._floor_bytes:
-            own_bytes = _OWN_BYTES + int(budget_bytes * _SLACK)
-            wanted = max(budget_bytes - own_bytes, self._floor_bytes)
-        made = plan(self.trace, wanted, costs)
+            spared = self._own_bytes + int(budget_bytes * _SLACK)
+            wanted = max(budget_bytes - spared, self._floor_bytes)
+        made = plan(self.trace, wanted, self._costs)
         self._predicted_s = made.step_s - made.stall_s
-        return Schedule(self.trace, made)
+        return Schedule(self.trace, made, simulate(self.trace, made, self._costs))
 
     def _drop_better(self) -> None:
         if self._better is not None:

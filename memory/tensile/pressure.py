@@ -29,10 +29,13 @@ class Pressure:
         self._before_bytes = 0
         self._rest = 0
 
-    def relieve(self, rise_bytes: int, in_use: frozenset[str]) -> None:
-        """Make room for `rise_bytes`, as a plan knows it."""
-        if self.limit_bytes is not None:
-            self._keep(self._held_bytes(), rise_bytes, self.limit_bytes, in_use)
+    def relieve(self, rise_bytes: int, in_use: frozenset[str]) -> int:
+        """Make room for `rise_bytes`, as a plan knows it. Answers what was held before."""
+        if self.limit_bytes is None:
+            return 0
+        held = self._held_bytes()
+        self._keep(held, rise_bytes, self.limit_bytes, in_use)
+        return held
 
     def relieve_unplanned(self, size_bytes: int, in_use: frozenset[str]) -> None:
         """Make room for as much as memory ever rose between two moments so far, or for another

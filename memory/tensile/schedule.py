@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import accumulate, pairwise
 
-from tensile.actions import Action, Plan, Recompute, Swap
+from tensile.actions import Action, Plan, Recompute, Swap, Timeline
 from tensile.sequence import Kind, Moment, Trace
 
 
 class Schedule:
     """`leaving[e]` and `asked[e]` are the actions due at event `e`; `rise_bytes[e]` is how far what
-    lives will rise, at most, between event `e` and the next one.
+    lives will rise, at most, between event `e` and the next one. `live_bytes[p]` lives while
+    operator `p` runs, as the plan has it.
     """
 
-    def __init__(self, trace: Trace, plan: Plan) -> None:
+    def __init__(self, trace: Trace, plan: Plan, timeline: Timeline) -> None:
         self.trace = trace
         self.plan = plan
         self.leaving: dict[int, list[Action]] = defaultdict(list)
@@ -28,6 +29,7 @@ class Schedule:
             if isinstance(action, Swap):
                 self.asked[action.in_event].append(action)
         self.rise_bytes = _rises(trace)
+        self.live_bytes = [*timeline.live_bytes, 0]  # while operator `p` runs
         self.lower_bytes = sum(action.bytes for action in plan.actions if isinstance(action, Swap))
         self._events = [(event.moment, event.number, event.name) for event in trace.events]
         self._slot_bytes = [trace.storages[slot.storage].bytes for slot in trace.slots]

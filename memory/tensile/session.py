@@ -33,6 +33,7 @@ from tensile.schedule import Schedule
 from tensile.stats import Counters, Stats
 from tensile.swap_file import SwapFile
 
+_FIRST_PASSES = 3  # later ones load no more libraries
 SMALLEST_BYTES = 64 * 2**10
 
 Batch = TypeVar("Batch")
@@ -98,7 +99,7 @@ class Session:
             smallest_bytes=smallest_bytes,
         )
         return_freed_memory()
-        self._gauge = Gauge(self._residency.lasting_bytes)
+        self._gauge = Gauge(self._residency.lasting_bytes, self._tier.folder)
         self._pressure = Pressure(self._gauge, self._contents, self._residency)
         self._execution = Execution(
             contents=self._contents,
@@ -110,6 +111,7 @@ class Session:
         self._planning: Planning | None = None
         self._schedule: Schedule | None = None
         self._exceeded = False
+        self._passes = 0
         self._hooks = ModuleHooks(
             names.modules(model), parameters, self._execution, self._is_active
         )
@@ -142,9 +144,10 @@ class Session:
         from tensile.recorder import TraceError
 
         try:
-            planning = Planning.of(
-                train_step, self._model, self._optimizer, batch, costs, self._tier.folder
-            )
+            with self._gauge.aside():
+                planning = Planning.of(
+                    train_step, self._model, self._optimizer, batch, costs, self._tier.folder
+                )
         except TraceError as error:
             self._counters.note(f"the step was not traced, so it runs without a plan: {error}")
             return
@@ -270,6 +273,7 @@ class Session:
                 self._planning.observe(
                     time.perf_counter() - begin_s - (counters.stall_s - stall_s),
                     (counters.passive_fetches - passive) / max(counters.fetches - back, 1),
+                    self._execution.surplus_bytes,
                 )
         finally:
             self._execution.stop()
@@ -281,6 +285,9 @@ class Session:
         return self._exceeded or self._schedule is None or not self._schedule.is_idle
 
     def _look_back(self, limit: int | None) -> None:
+        if limit is not None and self._passes < _FIRST_PASSES:
+            self._passes += 1
+            self._gauge.note_libraries()
         peak = self._gauge.peak_bytes()
         if limit is not None and peak > limit:
             self._exceeded = True
@@ -315,8 +322,7 @@ class Session:
     def _follow(self, schedule: Schedule | None) -> None:
         if schedule is not None:
             self._tier.require_room(schedule.lower_bytes)
-            for action in schedule.away_at_begin():
-                self._residency.evict(action.storage, dirty=action.dirty)
+            self._place(schedule)
         if self._execution.calls is not None:
             self._execution.calls.remove()
             self._execution.calls = None
@@ -324,6 +330,16 @@ class Session:
         if wanted:
             self._execution.calls = RecordedCalls(names.modules(self._model).items(), wanted)
         self._schedule = schedule
+
+    def _place(self, schedule: Schedule) -> None:
+        """What will leave in a step is placed now, while no graph looks at it; and what is away
+        between two steps leaves already.
+        """
+        away = {action.storage for action in schedule.away_at_begin()}
+        for name in dict.fromkeys(action.storage for action in schedule.plan.actions):
+            if not name.startswith("activation:") and self._residency.evict(name):
+                if name not in away:
+                    self._residency.ask(name)
 
     def _require_open(self, what: str) -> None:
         if self._closed:

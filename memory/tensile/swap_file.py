@@ -23,7 +23,7 @@ import torch
 from tensile.extents import Extent, Extents, page_rounded
 from tensile.lower_tier import LowerTier, TierError
 
-BOUNCE_BYTES = 2 * 2**20
+BOUNCE_BYTES = 2**20
 
 _libc = ctypes.CDLL(None)  # unlike ctypes.memmove, a call of a library lets other threads run
 _libc.memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
