@@ -43,7 +43,12 @@ MARGIN_MOST = 0.10
 
 
 def forecast(trace: Trace, device: str = "cpu") -> Forecast:
-    """The natural peak and the floor of the traced step on `device` (`cpu`, `cpu:0`, `cuda:1`)."""
+    """The natural peak and the floor of the traced step on `device` (`cpu`, `cpu:0`, `cuda:1`).
+
+    Raises ValueError for a trace without operators: such a step has no peak.
+    """
+    if not trace.operators:
+        raise ValueError("the traced step runs no operator, so it has no peak to forecast")
     kinds = list(Kind)
     live = np.zeros((len(kinds), len(trace.operators) + 2), dtype=np.int64)
     for storage in trace.storages:
@@ -61,15 +66,16 @@ def forecast(trace: Trace, device: str = "cpu") -> Forecast:
     temporary += np.asarray([operator.workspace_bytes for operator in trace.operators], np.int64)
     temporary += _undivided(trace, device)
     total = live.sum(axis=0)
-    at = int(total.argmax()) if len(total) else 0
-    peak_bytes = int(total[at]) if len(total) else 0
+    at = int(total.argmax())
+    least_bytes = floor_bytes(trace)
+    # a floor counts a storage from its birth, though part of it may be touched later
+    temporary[at] += max(0, least_bytes - int(total[at]))
+    peak_bytes = int(live[:, at].sum())
     return Forecast(
         device=device,
         peak_bytes=peak_bytes,
-        floor_bytes=floor_bytes(trace),
-        by_class=MappingProxyType(
-            {kind: int(live[row, at]) if len(total) else 0 for row, kind in enumerate(kinds)}
-        ),
+        floor_bytes=least_bytes,
+        by_class=MappingProxyType({kind: int(live[row, at]) for row, kind in enumerate(kinds)}),
         margin_bytes=int(
             min(MARGIN_MOST * peak_bytes, MARGIN_SHARE * peak_bytes + MARGIN_FIXED_BYTES)
         ),

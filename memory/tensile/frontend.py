@@ -30,7 +30,7 @@ class Frontend(TorchFunctionMode):
     ) -> Any:
         if func is Tensor.__format__ and args[0].dim() == 0:
             return format(args[0].item(), args[1])
-        if func is _READ_GRADIENT and isinstance(args[0], nn.Parameter):
+        if func == _READ_GRADIENT and isinstance(args[0], nn.Parameter):
             with torch._C.DisableTorchFunction():
                 refuse_real(self._name_of(args[0]))
         return func(*args, **(kwargs or {}))

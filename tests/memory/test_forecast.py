@@ -1,0 +1,180 @@
+"""A forecast is the peak of eager training, and its floor is the least that a plan can keep."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import tensile
+from helpers.live_recorder import record
+from helpers.small_models import KINDS, Training, cnn, mlp, training
+from tensile.chunks import CHUNK_BYTES, chunks, narrowed
+from tensile.floor import required_bytes
+from tensile.sequence import Kind, Trace
+from tensile.workspace import hidden_result
+
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_one_seed() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def traced(case: Training) -> Trace:
+    return tensile.trace(case.step, case.model, case.optimizer, case.batch)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_classes_add_up_and_the_floor_is_below_the_peak(kind: str) -> None:
+    trace = traced(KINDS[kind]())
+    forecast = tensile.forecast(trace)
+    assert sum(forecast.by_class.values()) == forecast.peak_bytes
+    assert forecast.floor_bytes == tensile.floor_bytes(trace) <= forecast.peak_bytes
+    assert 0 < forecast.margin_bytes <= forecast.peak_bytes // 10
+    states = sum(s.bytes for s in trace.storages if s.kind is Kind.STATE)
+    assert forecast.by_class[Kind.STATE] >= states
+
+
+def deep(batch_size: int) -> Training:
+    """8 wide layers: activations for a large batch, parameters and states for a small one."""
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(512, 512), nn.GELU()) for _ in range(8)))
+    return training(model, torch.randn(batch_size, 512), torch.randint(4, (batch_size,)))
+
+
+def test_activations_of_many_layers_are_not_in_the_floor() -> None:
+    forecast = tensile.forecast(traced(deep(4096)))
+    assert forecast.by_class[Kind.ACTIVATION] > 16 * 8 * MIB
+    # a layer's backward pass: two gradients, what it saved, and the inputs of the step
+    assert forecast.floor_bytes < 5 * 8 * MIB + 16 * MIB
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_the_forecast_is_of_the_step_that_is_not_chunked(foreach: bool) -> None:
+    model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(6)))
+    case = training(model, torch.randn(4, 1024), torch.randint(4, (4,)), foreach=foreach)
+    trace = traced(case)
+    assert len(trace.chunks) == 2
+    forecast = tensile.forecast(trace)
+    real = record(case.step, case.batch, case.found())
+    assert abs(forecast.peak_bytes / max(real.live_bytes) - 1) < 0.01
+    assert forecast.by_class[Kind.TEMPORARY] > (6 if foreach else 1) * 4 * MIB
+
+
+def test_the_floor_needs_the_operands_of_the_largest_operator() -> None:
+    trace = traced(deep(4096))
+    operands = max(
+        sum(
+            trace.storages[access.storage].bytes
+            for access in trace.accesses
+            if access.operator == position
+        )
+        for position in range(len(trace.operators))
+    )
+    assert operands <= int(required_bytes(trace).max()) == tensile.floor_bytes(trace)
+
+
+def test_what_python_holds_cannot_leave() -> None:
+    trace = traced(deep(4096))
+    held = replace(trace, slots=tuple(replace(slot, alone=None) for slot in trace.slots))
+    assert tensile.floor_bytes(held) > 2 * tensile.floor_bytes(trace)
+
+
+def test_larger_blocks_take_whole_pages() -> None:
+    from tensile.forecasting import allocated_bytes
+
+    assert allocated_bytes(1, "cpu") == 64
+    assert allocated_bytes(128 * 1024, "cpu:0") == 128 * 1024 + 4096
+    assert allocated_bytes(513, "cuda:0") == 1024
+
+
+def test_convolutions_take_room_for_their_copies() -> None:
+    trace = traced(cnn())
+    workspace = {o.name: o.workspace_bytes for o in trace.operators if o.workspace_bytes}
+    assert workspace.keys() == {"aten.convolution.default", "aten.convolution_backward.default"}
+
+
+@given(
+    steps=st.integers(1, 9),
+    batch=st.integers(1, 9),
+    inside=st.integers(1, 70),
+    width=st.integers(1, 70),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_hidden_result_of_an_lstm_has_the_size_of_the_real_one(
+    steps: int, batch: int, inside: int, width: int
+) -> None:
+    layer = nn.LSTM(inside, width)
+    hidden = torch.zeros(1, batch, width)
+    modes = (hidden, hidden, False, [], 2, width, 1, True, False, False, True)
+    args = (torch.randn(steps, batch, inside), *layer._flat_weights, *modes)
+    real = torch.ops.aten.mkldnn_rnn_layer.default(*args)
+    expected = hidden_result(torch.ops.aten.mkldnn_rnn_layer.default, args)
+    assert expected is not None
+    assert real[expected.index].untyped_storage().nbytes() == expected.bytes
+    assert 0 < expected.late_bytes < expected.bytes
+
+
+@given(sizes=st.lists(st.integers(1, 3 * CHUNK_BYTES // 4), max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_chunks_cover_every_parameter_once_and_in_order(sizes: list[int]) -> None:
+    parameters = [
+        nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), False) for size in sizes
+    ]
+    optimizer = torch.optim.SGD([{"params": parameters}], lr=0.1)
+    seen: list[nn.Parameter] = []
+    for chunk in chunks([optimizer]):
+        with narrowed(optimizer, chunk):
+            inside = optimizer.param_groups[0]["params"]
+            assert len(inside) == 1 or sum(p.numel() for p in inside) <= CHUNK_BYTES
+            seen += inside
+    assert [id(parameter) for parameter in seen] == [id(parameter) for parameter in parameters]
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in parameters]
+
+
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+def test_a_step_in_chunks_gives_the_bits_of_a_whole_step(options: dict[str, bool]) -> None:
+    results = []
+    for divided in (False, True):
+        torch.manual_seed(3)
+        model = nn.Sequential(*(nn.Linear(1500, 1500, bias=False) for _ in range(4)))
+        optimizer = torch.optim.AdamW(model.parameters(), **options)  # type: ignore[arg-type]
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            for chunk in chunks([optimizer]) if divided else [None]:
+                if chunk is None:
+                    optimizer.step()
+                else:
+                    with narrowed(optimizer, chunk):
+                        optimizer.step()
+        results.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert len(chunks([optimizer])) > 1
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_importing_tensile_loads_no_torch_and_every_name_is_what_it_says() -> None:
+    program = (
+        "import sys, tensile; assert 'torch' not in sys.modules; "
+        "import pkgutil, importlib; "
+        "found = [m.name for m in pkgutil.iter_modules(tensile.__path__)]; "
+        "[importlib.import_module(f'tensile.{n}') for n in found if n != '__main__']; "
+        "assert all(callable(getattr(tensile, name)) for name in tensile._HOMES)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_forecast_of_a_small_model_is_small() -> None:
+    assert tensile.forecast(traced(mlp())).peak_bytes < MIB
