@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from dovetail_jobs.errors import (
     AuthError,
     Conflict,
+    DatabaseLost,
     DovetailError,
     NotFound,
     Problem,
@@ -28,10 +29,8 @@ from dovetail_jobs.errors import (
 )
 
 Json = dict[str, Any]
-_ERRORS: dict[str, type[DovetailError]] = {
-    kind.code: kind
-    for kind in (DovetailError, UserError, NotFound, AuthError, Unreachable, Conflict)
-}
+_KINDS = (DovetailError, UserError, NotFound, AuthError, Unreachable, DatabaseLost, Conflict)
+_ERRORS: dict[str, type[DovetailError]] = {kind.code: kind for kind in _KINDS}
 _BY_STATUS: dict[int, type[DovetailError]] = {401: AuthError, 404: NotFound, 409: Conflict}
 
 
@@ -139,10 +138,15 @@ class Client:
         return self._changing("/status", after, timeout_s)
 
     def wait_for_cluster(self, timeout_s: float = 120.0) -> Json:
-        """The status once the cluster is up with its devices; raises Unreachable after the time."""
+        """The status once the cluster is up with its devices, or of a server that stands by.
+
+        Raises Unreachable after the time.
+        """
         deadline_s = time.monotonic() + timeout_s
         status, change = self.status()
         while status["ray"]["state"] != "up" or not status["nodes"]:
+            if status["server"]["role"] == "standby":
+                return status  # the server that decides follows the cluster
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 cause = status["ray"].get("message") or f"it is {status['ray']['state']}"
@@ -152,6 +156,12 @@ class Client:
                 )
             status, change = self.status(after=change, timeout_s=min(20.0, left_s))
         return status
+
+    def wait_for_database(self) -> None:
+        """Until the server reaches its database again; raises Unreachable if it ends itself."""
+        status, change = self.status()
+        while status["database"]["state"] != "up":
+            status, change = self.status(after=change)
 
     def shutdown(self, *, stop_ray: bool = True) -> None:
         self._value("POST", "/shutdown", body={"stop_ray": stop_ray})

@@ -52,6 +52,11 @@ class Settings:
         return self.home / "server.lock"
 
     @property
+    def server_mark(self) -> Path:
+        """A random word that tells this home from every other, made at its first start."""
+        return self.home / "server.id"
+
+    @property
     def start_lock(self) -> Path:
         """Held by a client while it starts a server, so that two commands start one."""
         return self.home / "start.lock"

@@ -28,17 +28,19 @@ NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 class Bench:
-    """A daemon without its thread, and a clock that only moves when told."""
+    """A daemon without its thread, and time that only passes when told.
+
+    `set_back` is how far the wall clock is behind it.
+    """
 
     def __init__(self, folder: Path, *, devices: int = 1, auto_release: bool = True) -> None:
-        self.now = NOON
+        self.now, self.set_back = NOON, timedelta()
         self.store = Store(f"sqlite:///{folder / 'store.sqlite3'}")
         self.storage = LocalStorage(folder / "storage")
         self.state, self.changes = ClusterState(), Changes()
         self.nodes = one_node(devices)
         self.auto_release = auto_release
         self.daemon = self.new_daemon()
-        self.cluster.start()
         self.turn()
 
     def new_daemon(self) -> Daemon:
@@ -52,7 +54,9 @@ class Bench:
             cluster=lambda deliver: FakeCluster(
                 deliver, self.storage, self.nodes, auto_release=self.auto_release
             ),
-            clock=lambda: self.now,
+            holder="bench",
+            clock=lambda: self.now - self.set_back,
+            monotonic=lambda: (self.now - NOON).total_seconds(),
         )
 
     @property

@@ -69,9 +69,10 @@ class Server:
             cluster=lambda deliver: LastingCluster(
                 deliver, world.storage, world.folder / "cluster", points.here
             ),
+            holder="the one server",
             clock=lambda: self.now,
+            monotonic=lambda: (self.now - NOON).total_seconds(),
         )
-        self.cluster.start()
 
     @property
     def cluster(self) -> LastingCluster:

@@ -162,8 +162,11 @@ def _shown(name: str, value: int | str | None) -> str:
 def _facts(status: Json) -> list[tuple[str, str]]:
     server, ray = status["server"], status["ray"]
     uptime = format_seconds(server["uptime_s"])
+    database = status["database"]
+    known = f"{server['url']} (pid {server['pid']}, {server['version']}, up {uptime})"
     facts = [
-        ("server", f"{server['url']} (pid {server['pid']}, {server['version']}, up {uptime})"),
+        ("server", "; ".join(filter(None, (known, server["message"])))),
+        ("database", database["message"] or f"{database['state']} {database['place'] or ''}"),
         ("ray", " ".join(filter(None, (ray["state"], ray["address"], ray["message"])))),
         ("dashboard", ray["dashboard_url"] or ""),
     ]

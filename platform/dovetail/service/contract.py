@@ -251,6 +251,17 @@ class ServerOptions(_View):
     """The Ray it joined instead of starting one."""
 
 
+class DatabaseStatus(_View):
+    """Whether the database is there, and where."""
+
+    state: Literal["up", "lost"] = "up"
+    """`lost`: running jobs go on, and nothing is decided until it is back."""
+    place: str | None = None
+    """A file, or host and name; never a user or password."""
+    message: str | None = None
+    """What is wrong, while it is not up."""
+
+
 class ServerStatus(_View):
     """A server: one process, and what it was told."""
 
@@ -266,6 +277,10 @@ class ServerStatus(_View):
     """Its state folder."""
     options: ServerOptions = ServerOptions()
     """What it was told at its start."""
+    role: Literal["starting", "decides", "standby"] = "decides"
+    """Of several servers on one database, one decides; the others only serve."""
+    message: str | None = None
+    """Who decides, while this one stands by."""
 
 
 class RayStatus(_View):
@@ -312,6 +327,8 @@ class ClusterStatus(_View):
     """The process that answers."""
     ray: RayStatus
     """The cluster below."""
+    database: DatabaseStatus = DatabaseStatus()
+    """Where jobs are kept."""
     nodes: tuple[NodeStatus, ...]
     """Empty until the cluster is up."""
     counts: dict[str, int]

@@ -19,6 +19,7 @@ from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
 from dovetail.service.contract import (
     ClusterStatus,
+    DatabaseStatus,
     DeviceStatus,
     EventView,
     JobView,
@@ -31,11 +32,13 @@ from dovetail.service.contract import (
     ServerOptions,
     ServerStatus,
 )
+from dovetail.service.elapsed import Elapsed
+from dovetail.service.server_state import ServerFacts, ServerState
 from dovetail.service.views import event_view, job_view, metric_view
 from dovetail.settings import Settings
 from dovetail.store.records import JobRecord
 from dovetail.store.store import Store
-from dovetail_jobs.errors import Conflict
+from dovetail_jobs.errors import Conflict, DatabaseLost
 from dovetail_jobs.lifecycle import CancelRequested, State
 from dovetail_jobs.resolve import resolve
 from dovetail_jobs.spec import JobSpec
@@ -52,6 +55,7 @@ class Platform:
         store: Store,
         storage: Storage,
         state: ClusterState,
+        server: ServerState,
         changes: Changes,
         nudge: Callable[[], None],
         settings: Settings,
@@ -59,6 +63,7 @@ class Platform:
     ) -> None:
         self._store, self._storage = store, storage
         self._state, self._changes, self._nudge = state, changes, nudge
+        self._server = server
         self._settings, self._url = settings, url
         self._born_s = time.monotonic()
         self.on_shutdown: Callable[[], None] = lambda: None
@@ -75,7 +80,8 @@ class Platform:
         spec = resolve(spec, base=Path.cwd())
         active = self._store.active()
         asked = picture.queued_job("(this job)", spec, seq=1 << 62)
-        view = picture.cluster_view(self._state.facts.nodes, active)
+        elapsed = Elapsed(time.monotonic)
+        view = picture.cluster_view(self._state.facts.nodes, active, _now(), elapsed)
         view = picture.with_queued(view, asked)
         decisions = schedule(view, POLICIES["priority"], _now())
         (decision,) = (item for item in decisions if item.job_id == asked.id)
@@ -153,11 +159,16 @@ class Platform:
         )
 
     def status(self) -> ClusterStatus:
+        """Answers also while the database does not: then without jobs."""
         facts = self._state.facts
-        holders = {
-            (item.node_id, item.device): item.job_id
-            for item in picture.holdings(self._store.active())
-        }
+        active: list[JobRecord] = []
+        counts: dict[str, int] = {}
+        database = DatabaseStatus(place=self._store.place)
+        try:
+            active, counts = self._store.active(), self._store.counts()
+        except DatabaseLost as lost:
+            database = DatabaseStatus(state="lost", place=self._store.place, message=lost.message)
+        holders = {(item.node_id, item.device): item.job_id for item in picture.holdings(active)}
         nodes = tuple(
             NodeStatus(
                 id=node.id,
@@ -182,7 +193,10 @@ class Platform:
                 uptime_s=round(time.monotonic() - self._born_s, 1),
                 home=str(self._settings.home),
                 options=ServerOptions.model_validate(self._settings.server_options()),
+                role=self._server.facts.role,
+                message=_standing_by(self._server.facts),
             ),
+            database=database,
             ray=RayStatus(
                 state=facts.state,
                 address=facts.address,
@@ -190,7 +204,7 @@ class Platform:
                 message=facts.message,
             ),
             nodes=nodes,
-            counts=self._store.counts(),
+            counts=counts,
         )
 
     def change_number(self) -> int:
@@ -209,6 +223,12 @@ class Platform:
     def _changed(self) -> None:
         self._changes.bump()
         self._nudge()
+
+
+def _standing_by(server: ServerFacts) -> str | None:
+    if server.role != "standby":
+        return None
+    return f"standby: the server at {server.decider or 'another place'} decides"
 
 
 def _now() -> datetime:
