@@ -266,8 +266,9 @@ class Daemon:
         match message:
             case ClusterUp():
                 log.info("cluster up address=%s live=%s", message.address, list(message.live))
+                lost = self._state.facts.message
                 self._state.up(message.address, message.dashboard_url)
-                self._meet(set(message.live))
+                self._meet(set(message.live), why=lost or "nobody watched it")
             case ClusterLost():
                 log.warning("cluster lost cause=%s", message.cause)
                 self._state.lost(message.cause)
@@ -288,16 +289,16 @@ class Daemon:
                 return
         self._changes.bump()
 
-    def _meet(self, live: set[str]) -> None:
+    def _meet(self, live: set[str], why: str) -> None:
         """A cluster is here, with these attempts in it: what is due is asked anew, who is missing
-        is lost.
+        is lost. `why` the cluster was away is part of their story.
         """
         self._asked_to_launch, self._asked_to_release = live, set()
         for job in self._store.active():
             for attempt in job.unreleased:
                 missing = attempt.ended_at is None and attempt.attempt_id not in live
                 if missing and not self._never_began(attempt):
-                    self._lost(attempt.attempt_id, "its worker was gone when the cluster was back")
+                    self._lost(attempt.attempt_id, f"{why}; it was gone when Ray was back")
 
     def _never_began(self, attempt: AttemptRecord) -> bool:
         """Placed, but its worker has not said a word: it can be launched without being lost
