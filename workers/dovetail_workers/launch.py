@@ -9,7 +9,8 @@ from typing import Any
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """`spec` is the resolved JSON of the job. `resume_from` lists storage prefixes whose
-    checkpoints may serve, best first.
+    checkpoints may serve, best first. `code` is the sha256 of the code snapshot to run; without it
+    the program runs in the spec's `workdir` as that is.
     """
 
     job_id: str
@@ -21,6 +22,7 @@ class Launch:
     device_bytes: int
     storage_uri: str
     resume_from: tuple[str, ...] = ()
+    code: str | None = None
 
     @property
     def attempt_id(self) -> str:

@@ -64,7 +64,7 @@ def open_working_folder(launch: Launch, storage: Storage, scratch: Path) -> Work
             raise UserError(
                 f"code {launch.code[:12]}: is no longer at {place}; submit the job again"
             ) from None
-        unpack(io.BytesIO(archive), launch.code, path, limit_bytes=len(archive) * _RATIO)
+        unpack(io.BytesIO(archive), launch.code, path, limit_bytes=None)
         return WorkingFolder(path, copied=True)
     workdir = launch.spec.get("workdir")
     return WorkingFolder(Path(workdir) if workdir else scratch, copied=False)
