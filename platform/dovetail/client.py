@@ -31,6 +31,7 @@ from dovetail_jobs.errors import (
 Json = dict[str, Any]
 _KINDS = (DovetailError, UserError, NotFound, AuthError, Unreachable, DatabaseLost, Conflict)
 _ERRORS: dict[str, type[DovetailError]] = {kind.code: kind for kind in _KINDS}
+NODES_S = 90.0  # a node starts within a minute, or is given up
 _BY_STATUS: dict[int, type[DovetailError]] = {401: AuthError, 404: NotFound, 409: Conflict}
 
 
@@ -163,8 +164,41 @@ class Client:
         while status["database"]["state"] != "up":
             status, change = self.status(after=change)
 
+    def add_nodes(self, count: int = 1) -> list[str]:
+        """Start extra nodes on the server's machine; their names. They are in the status soon."""
+        return self._names("POST", "/nodes", body={"count": count}, wait_s=NODES_S)
+
+    def remove_node(self, name: str, *, force: bool = False) -> list[str]:
+        """End an extra node; it leaves the status soon."""
+        query = [("force", "true")] if force else []
+        return self._names("DELETE", f"/nodes/{quote(name, safe='')}", query=query, wait_s=NODES_S)
+
+    def wait_for_nodes(
+        self, *, here: Iterable[str] = (), gone: Iterable[str] = (), timeout_s: float = 60.0
+    ) -> Json:
+        """The status once these nodes are there and those are not; Unreachable after the time."""
+        deadline_s = time.monotonic() + timeout_s
+        wanted, unwanted = set(here), set(gone)
+        status, change = self.status()
+        while True:
+            seen = {node["name"] for node in status["nodes"]}
+            if status["ray"]["state"] == "up" and wanted <= seen and not unwanted & seen:
+                return status
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                late = ", ".join(sorted((wanted - seen) | (unwanted & seen))) or "Ray"
+                raise Unreachable(
+                    f"after {timeout_s:.0f} s the cluster has not noticed the change: {late}; "
+                    "`dovetail status` shows what it has"
+                )
+            status, change = self.status(after=change, timeout_s=min(20.0, left_s))
+
     def shutdown(self, *, stop_ray: bool = True) -> None:
         self._value("POST", "/shutdown", body={"stop_ray": stop_ray})
+
+    def _names(self, method: str, path: str, **request: Any) -> list[str]:
+        names: list[str] = self._value(method, path, **request)["names"]
+        return names
 
     def _changing(self, path: str, after: int | None, timeout_s: float) -> tuple[Json, int]:
         query = [] if after is None else [("after", str(after)), ("timeout", f"{timeout_s:g}")]

@@ -124,7 +124,7 @@ def _bridge_settings(settings: Settings) -> BridgeSettings:
         device_bytes=settings.device_memory_bytes,
         ray_record=str(settings.ray_file),
         ray_token=str(settings.ray_token_file),
-        ray_log=str(settings.home / "ray.log"),
+        ray_log=str(settings.ray_log),
     )
 
 

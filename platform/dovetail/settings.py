@@ -83,6 +83,11 @@ class Settings:
         """What is known of the local Ray that we started."""
         return self.home / "ray.json"
 
+    @property
+    def ray_log(self) -> Path:
+        """What the local Ray's head and nodes say while they start and end."""
+        return self.home / "ray.log"
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Read the variables; raises UserError naming the variable, its value and the rule."""

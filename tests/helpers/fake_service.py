@@ -22,6 +22,7 @@ from dovetail.service.contract import (
     LogChunk,
     MemoryView,
     MetricPointView,
+    NodesChanged,
     NodeStatus,
     PlacementView,
     PlanView,
@@ -143,6 +144,7 @@ class FakeService:
             state="up", address="127.0.0.1:6380", dashboard_url="http://127.0.0.1:8265"
         )
         self.options = ServerOptions(cpu_devices=1, device_memory_bytes=4 * GIB)
+        self.nodes = ["n1"]
         self.url = url
         self.pid = 4000
         self.ended: list[bool] = []
@@ -248,7 +250,10 @@ class FakeService:
         for job in self.records.values():
             counts[job.state] = counts.get(job.state, 0) + 1
         devices = (DeviceStatus(name="cpu:0", bytes=4 * GIB),)
-        nodes = (NodeStatus(id="f00", name="n1", cpus=2, devices=devices),)
+        nodes = tuple(
+            NodeStatus(id=f"f0{index}", name=name, cpus=2, devices=devices)
+            for index, name in enumerate(self.nodes)
+        )
         return ClusterStatus(
             server=ServerStatus(
                 pid=self.pid, url=self.url, version="0.1.0", uptime_s=61.0, options=self.options
@@ -257,6 +262,26 @@ class FakeService:
             nodes=nodes if self.ray.state == "up" else (),
             counts=counts,
         )
+
+    def add_nodes(self, count: int) -> NodesChanged:
+        """They are there when somebody has waited for them."""
+        names = tuple(f"n{len(self.nodes) + 1 + index}" for index in range(count))
+        self.script.append(lambda: self.nodes.extend(names))
+        return NodesChanged(names=names)
+
+    def remove_node(self, name: str, force: bool) -> NodesChanged:
+        """A node of the fake runs what an unfinished job's newest attempt says."""
+        if name not in self.nodes[1:]:
+            raise NotFound(f"no local node {name}")
+        running = [
+            job.id
+            for job in self.records.values()
+            if not job.state.terminal and job.attempts and job.attempts[-1].node == name
+        ]
+        if running and not force:
+            raise Conflict(f"node {name} runs {', '.join(running)}")
+        self.script.append(lambda: self.nodes.remove(name))
+        return NodesChanged(names=(name,))
 
     def change_number(self) -> int:
         return self._number

@@ -13,7 +13,7 @@ from typing import Annotated
 import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import APIRouter, Body, Header, Query, Response
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 from starlette.concurrency import run_in_threadpool
 
 from dovetail.service.contract import (
@@ -22,6 +22,7 @@ from dovetail.service.contract import (
     JobView,
     LogChunk,
     MetricPointView,
+    NodesChanged,
     PlanView,
     Service,
 )
@@ -31,6 +32,7 @@ from dovetail_jobs.load import load_data
 CHANGE = "Dovetail-Change"
 LONGEST_WAIT_S = 30.0
 LARGEST_CHUNK_BYTES = 2**20
+MOST_NODES = 16  # added at once: each is some six processes of this machine
 # A waiting request holds a thread. They have their own, so that followers never delay a cancel.
 WAITERS = 256
 
@@ -45,6 +47,13 @@ class Health(BaseModel):
     """The server answers."""
 
     ok: bool = True
+
+
+class NodesRequest(BaseModel):
+    """Extra nodes of this machine."""
+
+    count: int = Field(default=1, ge=1, le=MOST_NODES)
+    """How many to add."""
 
 
 class ShutdownRequest(BaseModel):
@@ -158,6 +167,16 @@ def router(service: Service) -> APIRouter:
         """Server, cluster, devices and counts; a long poll with `after`."""
         await changed(response, after, timeout)
         return await run_in_threadpool(service.status)
+
+    @routes.post("/nodes", status_code=201)
+    def add_nodes(request: NodesRequest) -> NodesChanged:
+        """Start extra Ray nodes with CPU devices on the server's machine."""
+        return service.add_nodes(request.count)
+
+    @routes.delete("/nodes/{name}")
+    def remove_node(name: str, force: bool = False) -> NodesChanged:
+        """End an extra node; refused while it runs jobs, unless `force`: they move then."""
+        return service.remove_node(name, force)
 
     @routes.post("/shutdown", status_code=202)
     def shutdown(request: ShutdownRequest) -> Health:

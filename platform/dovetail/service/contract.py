@@ -320,6 +320,13 @@ class NodeStatus(_View):
     """Of this node, in order."""
 
 
+class NodesChanged(_View):
+    """Nodes that were added or removed."""
+
+    names: tuple[str, ...]
+    """As `ClusterStatus.nodes` names them, once Ray has noticed."""
+
+
 class ClusterStatus(_View):
     """The platform at a glance."""
 
@@ -407,6 +414,12 @@ class Service(Protocol):
 
     def status(self) -> ClusterStatus:
         """Server, cluster, devices and counts."""
+
+    def add_nodes(self, count: int) -> NodesChanged:
+        """Start extra nodes on this machine; Conflict for a Ray that was joined."""
+
+    def remove_node(self, name: str, force: bool) -> NodesChanged:
+        """End an extra node of this machine. Conflict while it runs jobs, unless `force`."""
 
     def change_number(self) -> int:
         """Grows whenever a job, a log or the cluster changes."""

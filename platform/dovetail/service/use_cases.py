@@ -25,6 +25,7 @@ from dovetail.service.contract import (
     JobView,
     LogChunk,
     MetricPointView,
+    NodesChanged,
     NodeStatus,
     PlacementView,
     PlanView,
@@ -33,6 +34,7 @@ from dovetail.service.contract import (
     ServerStatus,
 )
 from dovetail.service.elapsed import Elapsed
+from dovetail.service.nodes import Nodes
 from dovetail.service.server_state import ServerFacts, ServerState
 from dovetail.service.views import event_view, job_view, metric_view
 from dovetail.settings import Settings
@@ -65,6 +67,7 @@ class Platform:
         self._state, self._changes, self._nudge = state, changes, nudge
         self._server = server
         self._settings, self._url = settings, url
+        self._nodes = Nodes(settings, state, store)
         self._born_s = time.monotonic()
         self.on_shutdown: Callable[[], None] = lambda: None
         self.stop_ray = False
@@ -163,11 +166,11 @@ class Platform:
         facts = self._state.facts
         active: list[JobRecord] = []
         counts: dict[str, int] = {}
-        database = DatabaseStatus(place=self._store.place)
+        outage = self._server.facts.outage
         try:
             active, counts = self._store.active(), self._store.counts()
         except DatabaseLost as lost:
-            database = DatabaseStatus(state="lost", place=self._store.place, message=lost.message)
+            outage = lost.message
         holders = {(item.node_id, item.device): item.job_id for item in picture.holdings(active)}
         nodes = tuple(
             NodeStatus(
@@ -196,7 +199,9 @@ class Platform:
                 role=self._server.facts.role,
                 message=_standing_by(self._server.facts),
             ),
-            database=database,
+            database=DatabaseStatus(
+                state="up" if outage is None else "lost", place=self._store.place, message=outage
+            ),
             ray=RayStatus(
                 state=facts.state,
                 address=facts.address,
@@ -206,6 +211,12 @@ class Platform:
             nodes=nodes,
             counts=counts,
         )
+
+    def add_nodes(self, count: int) -> NodesChanged:
+        return self._nodes.add(count)
+
+    def remove_node(self, name: str, force: bool) -> NodesChanged:
+        return self._nodes.remove(name, force)
 
     def change_number(self) -> int:
         return self._changes.number
