@@ -16,8 +16,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
 from dovetail.cluster import local_nodes, ray_process
 from dovetail.cluster.ray_process import SESSION_VARIABLE as SESSION_VARIABLE
 from dovetail.cluster.ray_process import environment as environment
@@ -25,7 +23,6 @@ from dovetail.cluster.ray_record import Head as Head
 from dovetail.cluster.ray_record import LocalNode, alone, write
 from dovetail.cluster.ray_record import read as read
 from dovetail_jobs.errors import DovetailError, Unreachable
-from dovetail_workers import process_tree
 
 START_TIMEOUT_S = 60.0
 
@@ -83,17 +80,11 @@ def discard(record: Path) -> None:
 
 def stop(record: Path) -> int:
     """End every process of the recorded head, extra nodes and workers included, and remove its
-    files; how many had to be killed.
+    files; how many there were.
     """
     with alone(record):
         head = read(record)
-        killed = 0
-        if head is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if head.pid in [p.pid for p in ray_process.of_session(head.session)]:
-                    psutil.Process(head.pid).terminate()
-                    process_tree.wait_gone([head.pid], timeout_s=4.0)
-            killed = _clear(head)
+        killed = _clear(head) if head is not None else 0
         record.unlink(missing_ok=True)
         return killed
 
@@ -107,7 +98,6 @@ def _lives(head: Head) -> bool:
 
 def _clear(head: Head) -> int:
     killed = ray_process.end_marked(SESSION_VARIABLE, head.session)
-    ray_process.collect(head.pid)
     shutil.rmtree(head.temp_dir, ignore_errors=True)
     return killed
 
@@ -136,13 +126,16 @@ def _start(
     resources: dict[str, float],
     wanted: tuple[LocalNode, ...],
 ) -> Head:
+    """`ray start` without `--block` leaves Ray's processes to themselves: with it, one that watches
+    them would end them all when only the dashboard dies.
+    """
     session = secrets.token_hex(8)
     temp_dir = tempfile.mkdtemp(
         prefix="dovetail-ray-", dir="/tmp"
     )  # short: sockets below it have at most 107 bytes
     port, dashboard, client, metrics, agent = ray_process.free_ports(5)
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head",
         f"--node-name={socket.gethostname()}",
         f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--ray-client-server-port={client}", f"--metrics-export-port={metrics}",
@@ -151,13 +144,12 @@ def _start(
         f"--object-store-memory={ray_process.OBJECT_STORE_BYTES}",
         f"--resources={json.dumps(resources)}", "--disable-usage-stats", "--log-color=false",
     ]  # fmt: skip
-    start = log.stat().st_size if log.exists() else 0
+    begin = log.stat().st_size if log.exists() else 0
     pid = ray_process.spawn_detached(
         command, ray_process.process_environment(token_file, session), log
     )
     head = Head(
         session=session,
-        pid=pid,
         address=f"127.0.0.1:{port}",
         dashboard_url=f"http://127.0.0.1:{dashboard}",
         temp_dir=temp_dir,
@@ -166,13 +158,14 @@ def _start(
     write(record, head)  # before it is up: whoever comes after a kill of this process finds it
     end = time.monotonic() + START_TIMEOUT_S
     while not (ray_process.answers(head.address) and ray_process.answers(f"127.0.0.1:{dashboard}")):
-        process_tree.wait_gone([pid], timeout_s=0.1)
-        if ray_process.collect(pid) or time.monotonic() > end:
-            said = log.read_bytes()[start:].decode(errors="replace").strip()
-            _clear(head)
-            if "port" in said and ("already" in said or "in use" in said):
-                raise PortTaken(f"Ray could not take a port: {said[-300:]}")
-            raise Unreachable(
-                f"Ray did not start within {START_TIMEOUT_S:g} s; see {log}: {said[-600:]}"
-            )
+        if time.monotonic() < end and not ray_process.failed(pid):
+            time.sleep(0.1)  # nothing of a port that begins to listen wakes us
+            continue
+        said = log.read_bytes()[begin:].decode(errors="replace").strip()
+        _clear(head)
+        if "port" in said and ("already" in said or "in use" in said):
+            raise PortTaken(f"Ray could not take a port: {said[-300:]}")
+        raise Unreachable(
+            f"Ray did not start within {START_TIMEOUT_S:g} s; see {log}: {said[-600:]}"
+        )
     return head

@@ -115,16 +115,17 @@ def end_marked(variable: str, value: str) -> int:
                 killed.add(process.pid)
         process_tree.wait_gone([process.pid for process in found], timeout_s=1.0)
         for pid in killed:
-            collect(pid)
+            failed(pid)  # where this very process had started it
     return len(killed)
 
 
-def collect(pid: int) -> bool:
-    """Take the exit status of a process that has ended, where this very process had started it."""
+def failed(pid: int) -> bool:
+    """Whether a process that this very one has started has ended with an error; collects it."""
     try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
+        ended, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
-        return False
+        return False  # collected before, and it was well
+    return ended == pid and status != 0
 
 
 def answers(address: str, tries: int = 1) -> bool:

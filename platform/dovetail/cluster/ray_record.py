@@ -26,7 +26,6 @@ class Head:
     """A Ray head of ours, and the extra nodes that are wanted beside it."""
 
     session: str
-    pid: int
     address: str
     dashboard_url: str
     temp_dir: str
@@ -37,6 +36,7 @@ def read(record: Path) -> Head | None:
     """The recorded head; None for no record, or for one that is not whole."""
     try:
         value: dict[str, Any] = json.loads(record.read_text())
+        value.pop("pid", None)  # of records before there were several nodes
         nodes = tuple(LocalNode(**node) for node in value.pop("nodes", ()))
         return Head(**value, nodes=nodes)
     except (OSError, ValueError, TypeError, AttributeError):
