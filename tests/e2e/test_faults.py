@@ -14,7 +14,10 @@ import psutil
 import pytest
 
 from dovetail.cluster import ray_head
+from dovetail_workers.journal import read_segments
 from dovetail_workers.process_tree import ATTEMPT_VARIABLE, processes_with, wait_gone
+from dovetail_workers.reports import Ended
+from dovetail_workers.storage.local import LocalStorage
 from helpers.attempts import wait_for
 from helpers.installation import EXAMPLE, Installation
 
@@ -68,6 +71,16 @@ def parameters(job: Any) -> dict[str, str]:
     """The sha256 of every part of the last checkpoint."""
     manifest = json.loads((Path(job["checkpoints"][-1]["uri"]) / "manifest.json").read_text())
     return {name: part["sha256"] for name, part in manifest["parts"].items()}
+
+
+def has_ended(dovetail: Installation, job_id: str) -> bool:
+    """Whether the first attempt wrote its end, which no server has read yet."""
+    storage = LocalStorage(dovetail.home / "storage")
+    return any(
+        isinstance(entry.report, Ended)
+        for _, entries in read_segments(storage, job_id, 1, 1)
+        for entry in entries
+    )
 
 
 def story(dovetail: Installation, job: Any) -> list[str]:
@@ -125,9 +138,8 @@ def test_a_job_that_ends_while_the_server_is_down_and_ray_is_killed_too_has_succ
     job = dovetail.submit(EXAMPLE, *RUN)
     at_step(dovetail, job, 10)
     kill_server(dovetail)
-    workers = list(processes_with(ATTEMPT_VARIABLE, f"{job['id']}.1"))
-    assert workers
-    wait_gone([process.pid for process in workers], timeout_s=120)
+    assert list(processes_with(ATTEMPT_VARIABLE, f"{job['id']}.1"))
+    wait_for("its end in the journal", lambda: has_ended(dovetail, job["id"]))
     head = ray_head.read(dovetail.home / "ray.json")
     assert head is not None
     for process in processes_with(ray_head.SESSION_VARIABLE, head.session):
