@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 class Bench:
     """A daemon without its thread, and time that only passes when told.
 
-    `set_back` is how far the wall clock is behind it.
+    `set_back` is how far the wall clock is behind it; `monotonic` may be made a running clock.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Bench:
         devices: int = 1,
         auto_release: bool = True,
     ) -> None:
+        self.folder = folder
         self.now, self.set_back = NOON, timedelta()
+        self.monotonic: Callable[[], float] = lambda: (self.now - NOON).total_seconds()
         self.store = Store(url or f"sqlite:///{folder / 'store.sqlite3'}")
         self.storage = LocalStorage(folder / "storage")
         self.state, self.server, self.changes = ClusterState(), ServerState(), Changes()
@@ -58,7 +61,7 @@ class Bench:
             holder="bench",
             server=self.server,
             clock=lambda: self.now - self.set_back,
-            monotonic=lambda: (self.now - NOON).total_seconds(),
+            monotonic=lambda: self.monotonic(),
         )
 
     @property
