@@ -503,6 +503,7 @@ class Daemon:
             device=attempt.device,
             device_bytes=device.bytes,
             storage_uri=self._storage_uri,
+            code=job.code,
             resume_from=(keys.checkpoints_prefix(job.id), *origin),
         )
         self.cluster.launch(launch, attempt.node_id, attempt.cpus)

@@ -77,7 +77,7 @@ def serve(settings: Settings, ready_fd: int | None) -> None:
             url=url,
         )
         config = uvicorn.Config(
-            create_app(platform, token),
+            create_app(platform, token, code_limit_bytes=settings.code_limit_bytes),
             log_level="warning",
             access_log=False,
             lifespan="off",

@@ -243,9 +243,10 @@ def test_a_dry_run_shows_spec_and_place_and_submits_nothing(
     assert said.json["placement"] == {"node": "n1", "device": "cpu:0"}
     assert said.json["spec"]["resources"]["devices"] == 1
     text = dovetail("submit", str(yaml), "--dry-run").out
-    assert text.startswith(
-        "# would run on n1/cpu:0: cpu:0 on n1 is free\nversion: 1\nname: hello\n"
-    )
+    place, code, *spec = text.splitlines()
+    assert place == "# would run on n1/cpu:0: cpu:0 on n1 is free"
+    assert code.startswith("# code: 1 file, 36B, sha256 ")
+    assert spec[:2] == ["version: 1", "name: hello"]
     assert service.records == {}
 
 

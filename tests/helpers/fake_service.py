@@ -6,15 +6,18 @@ of `script`.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from dovetail.service.contract import (
     AttemptView,
     CheckpointView,
     ClusterStatus,
+    CodeView,
     DeviceStatus,
     EventView,
     FilesView,
@@ -34,6 +37,7 @@ from dovetail.service.contract import (
 )
 from dovetail_jobs.errors import Conflict, NotFound
 from dovetail_jobs.lifecycle import State
+from dovetail_jobs.snapshot.archive import verify
 from dovetail_jobs.spec import JobSpec
 
 GIB = 2**30
@@ -140,6 +144,8 @@ class FakeService:
         self.points: dict[str, list[MetricPointView]] = {}
         self.script: list[Callable[[], object]] = []
         self.users: list[str] = []
+        self.archives: dict[str, bytes] = {}
+        self.uploads: list[str] = []
         self.ray = RayStatus(
             state="up", address="127.0.0.1:6380", dashboard_url="http://127.0.0.1:8265"
         )
@@ -149,7 +155,7 @@ class FakeService:
         self.pid = 4000
         self.ended: list[bool] = []
         self.on_shutdown: Callable[[], None] = lambda: None
-        self._keys: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._keys: dict[str, tuple[str, dict[str, Any], str | None]] = {}
         self._number = 1
         self._closed = False
         self._changed = threading.Condition()
@@ -170,26 +176,43 @@ class FakeService:
         self.log_texts[place] = self.log_texts.get(place, b"") + text.encode()
         self._bump()
 
-    def submit(self, spec: JobSpec, key: str | None, user: str) -> tuple[JobView, bool]:
+    def submit(
+        self, spec: JobSpec, key: str | None, user: str, code: str | None = None
+    ) -> tuple[JobView, bool]:
         self.users.append(user)
         resolved = spec.to_json()
         if key is not None and key in self._keys:
-            known, before = self._keys[key]
-            if before != resolved:
+            known, *before = self._keys[key]
+            if before != [resolved, code]:
                 raise Conflict(f"key {key} was used for another spec; use a new one")
             return self.records[known], False
-        job = self.put(job_view(id=f"job{len(self.records)}", name=spec.name, spec=resolved))
+        job = self.put(
+            job_view(id=f"job{len(self.records)}", name=spec.name, spec=resolved, code=code)
+        )
         if key is not None:
-            self._keys[key] = (job.id, resolved)
+            self._keys[key] = (job.id, resolved, code)
         return job, True
 
-    def plan(self, spec: JobSpec) -> PlanView:
+    def plan(self, spec: JobSpec, code: str | None = None) -> PlanView:
         return PlanView(
             spec=spec.to_json(),
             placement=PlacementView(node="n1", device="cpu:0"),
             reason="PLACED",
             message="cpu:0 on n1 is free",
+            code=None if code is None else self.code(code),
         )
+
+    def code(self, sha256: str) -> CodeView:
+        if sha256 not in self.archives:
+            raise NotFound(f"code {sha256}: is not kept here")
+        snapshot = verify(io.BytesIO(self.archives[sha256]), sha256)
+        return CodeView(sha256=sha256, bytes=snapshot.bytes, files=snapshot.files)
+
+    def keep_code(self, sha256: str, archive: Path) -> CodeView:
+        verify(io.BytesIO(archive.read_bytes()), sha256)
+        self.archives[sha256] = archive.read_bytes()
+        self.uploads.append(sha256)
+        return self.code(sha256)
 
     def job(self, ref: str) -> JobView:
         for job in reversed(self.records.values()):

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovetail_jobs.snapshot.archive import Snapshot, SnapshotDamaged, pack, unpack, verify
-from dovetail_jobs.snapshot.workdir import ENTRY_LIMIT, Survey, WorkdirRefused, survey
+from dovetail_jobs.snapshot.limits import ENTRY_LIMIT
+from dovetail_jobs.snapshot.workdir import Survey, WorkdirRefused, survey
 from helpers.trees import Tree, read_tree, trees, write_tree
 
 NOBODY = 65534

@@ -22,13 +22,8 @@ from pathlib import Path
 from typing import IO
 
 from dovetail_jobs.errors import UserError
-from dovetail_jobs.snapshot.workdir import (
-    ENTRY_LIMIT,
-    LIMIT_BYTES,
-    WAY_OUT,
-    Survey,
-    WorkdirRefused,
-)
+from dovetail_jobs.snapshot.limits import ENTRY_LIMIT, LIMIT_BYTES, WAY_OUT
+from dovetail_jobs.snapshot.workdir import Survey, WorkdirRefused
 from dovetail_jobs.units import format_bytes
 
 _READ_TRIES = 5

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Body, Header, Query, Response
 from pydantic import BaseModel, Field, JsonValue
 from starlette.concurrency import run_in_threadpool
 
+from dovetail.api.code import SHA256
 from dovetail.service.contract import (
     ClusterStatus,
     EventView,
@@ -40,6 +41,10 @@ Spec = Annotated[
     dict[str, JsonValue], Body(description="A job; `dovetail schema` prints its JSON Schema")
 ]
 After = Annotated[int | None, Query(ge=0, description="wait for a change number above this")]
+Code = Annotated[
+    str | None,
+    Query(pattern=SHA256, description="the sha256 of the code that it runs, sent before"),
+]
 Timeout = Annotated[float, Query(ge=0, le=LONGEST_WAIT_S, description="seconds to wait at most")]
 
 
@@ -87,19 +92,20 @@ def router(service: Service) -> APIRouter:
     def submit(
         spec: Spec,
         response: Response,
+        code: Code = None,
         idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
         dovetail_user: Annotated[str, Header(min_length=1, max_length=64)] = "unknown",
     ) -> JobView:
         """Submit a job: 201 for a new one, 200 when this Idempotency-Key has submitted it."""
-        job, created = service.submit(load_data(spec), idempotency_key, dovetail_user)
+        job, created = service.submit(load_data(spec), idempotency_key, dovetail_user, code)
         if not created:
             response.status_code = 200
         return job
 
     @routes.post("/jobs/plan")
-    def plan(spec: Spec) -> PlanView:
+    def plan(spec: Spec, code: Code = None) -> PlanView:
         """What a submission would do now, without doing it."""
-        return service.plan(load_data(spec))
+        return service.plan(load_data(spec), code)
 
     @routes.get("/jobs")
     def jobs(

@@ -6,6 +6,7 @@ import io
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from dovetail.service.contract import CodeView
@@ -75,8 +76,6 @@ def _view(snapshot: Snapshot) -> CodeView:
 
 def _told_of_the_copy(error: SpecError, folder: Path, spec: JobSpec) -> SpecError:
     """The same problems, in terms of the folder that the user knows."""
-    from dataclasses import replace
-
     return SpecError(
         [
             replace(

@@ -17,8 +17,10 @@ from dovetail.scheduler.policies import POLICIES
 from dovetail.service import picture
 from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
+from dovetail.service.code import CodeShelf
 from dovetail.service.contract import (
     ClusterStatus,
+    CodeView,
     DatabaseStatus,
     DeviceStatus,
     EventView,
@@ -42,7 +44,6 @@ from dovetail.store.records import JobRecord
 from dovetail.store.store import Store
 from dovetail_jobs.errors import Conflict, DatabaseLost
 from dovetail_jobs.lifecycle import CancelRequested, State
-from dovetail_jobs.resolve import resolve
 from dovetail_jobs.spec import JobSpec
 from dovetail_workers.log import read_log
 from dovetail_workers.storage.protocol import Storage
@@ -68,19 +69,22 @@ class Platform:
         self._server = server
         self._settings, self._url = settings, url
         self._nodes = Nodes(settings, state, store)
+        self._code = CodeShelf(storage, settings.code_limit_bytes)
         self._born_s = time.monotonic()
         self.on_shutdown: Callable[[], None] = lambda: None
         self.stop_ray = False
 
-    def submit(self, spec: JobSpec, key: str | None, user: str) -> tuple[JobView, bool]:
-        spec = resolve(spec, base=Path.cwd())
-        job, created = self._store.submit(spec.to_json(), user=user, key=key, now=_now())
+    def submit(
+        self, spec: JobSpec, key: str | None, user: str, code: str | None = None
+    ) -> tuple[JobView, bool]:
+        spec, _ = self._code.resolve(spec, code)
+        job, created = self._store.submit(spec.to_json(), user=user, key=key, now=_now(), code=code)
         self._changed()
         return self._view(job), created
 
-    def plan(self, spec: JobSpec) -> PlanView:
+    def plan(self, spec: JobSpec, code: str | None = None) -> PlanView:
         """The scheduler's answer for one more job in the queue as it stands."""
-        spec = resolve(spec, base=Path.cwd())
+        spec, would_run = self._code.resolve(spec, code)
         active = self._store.active()
         asked = picture.queued_job("(this job)", spec, seq=1 << 62)
         elapsed = Elapsed(time.monotonic)
@@ -91,11 +95,25 @@ class Platform:
         if isinstance(decision, Start):
             place = PlacementView(node=decision.node, device=decision.device)
             return PlanView(
-                spec=spec.to_json(), placement=place, reason="PLACED", message=decision.reason
+                spec=spec.to_json(),
+                placement=place,
+                reason="PLACED",
+                message=decision.reason,
+                code=would_run,
             )
         return PlanView(
-            spec=spec.to_json(), placement=None, reason=decision.reason, message=decision.message
+            spec=spec.to_json(),
+            placement=None,
+            reason=decision.reason,
+            message=decision.message,
+            code=would_run,
         )
+
+    def code(self, sha256: str) -> CodeView:
+        return self._code.find(sha256)
+
+    def keep_code(self, sha256: str, archive: Path) -> CodeView:
+        return self._code.keep(sha256, archive)
 
     def job(self, ref: str) -> JobView:
         return self._view(self._store.job(ref))
