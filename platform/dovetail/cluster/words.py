@@ -17,6 +17,8 @@ def why_gone(error: BaseException, node: str | None, node_lives: bool) -> str:
     text = str(error)
     if not node_lives or "its node has died" in text:
         return f"node {node} is gone" if node else "its node is gone"
+    if isinstance(error, TimeoutError):
+        return "its worker did not answer in time"
     _, _, detail = text.partition(_DETAIL)
     if "connection error code 2" in detail:
         return f"its worker died: {KILLED}"
