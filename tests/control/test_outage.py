@@ -8,12 +8,14 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from dovetail.cli.doctor import check_database
+from dovetail.cli.follow import follow_job
 from dovetail.client import Client
 from dovetail.service.use_cases import Platform
 from dovetail.settings import Settings
@@ -103,8 +105,9 @@ def test_a_job_trains_on_and_ends_while_the_database_is_away(
     bench.turn()
     bench.monotonic = time.monotonic
     bench.daemon.start()
-    with api_of(bench) as client:
+    with ThreadPoolExecutor(1) as followers, api_of(bench) as client:
         assert client.status()[0]["database"]["state"] == "up"
+        follower = followers.submit(follow_job, client, job_id)
         with database_away(database_kind, postgres):
             for step in range(1, 4):
                 bench.cluster.report(attempt_id, Metrics(step=step, values={"loss": 1.0 / step}))
@@ -123,6 +126,7 @@ def test_a_job_trains_on_and_ends_while_the_database_is_away(
             lambda: (found := client.job(job_id)[0])["state"] == "SUCCEEDED" and found,
         )
         assert len(job["attempts"]) == 1
+        assert follower.result(timeout=30)["state"] == "SUCCEEDED"
         assert [point["step"] for point in client.metrics(job_id)] == [1, 2, 3]
     bench.daemon.stop(stop_cluster=False)
     said = [record.message for record in caplog.records if "the database" in record.message]
