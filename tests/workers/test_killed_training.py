@@ -117,13 +117,12 @@ def test_a_killed_run_ends_bitwise_where_an_unbroken_one_does(
 
 @pytest.mark.long
 def test_a_run_that_hangs_is_lost_and_resumes(tmp_path: Path, unbroken: Path) -> None:
-    given: dict[str, Any] = {
-        "spec": {"progress_timeout": "20s"}, "fatal_step": 6, "end": "stopped"
-    }  # fmt: skip
-    assert run(launch(tmp_path, **given), tmp_path / "launch") == Ended(
-        outcome="lost", exit_code=-9, message="no progress for 20s (progress_timeout)"
+    ends: dict[str, Any] = {"fatal_step": 6, "end": "stopped"}
+    first = launch(tmp_path, spec={"progress_timeout": "30s"}, **ends)
+    assert run(first, tmp_path / "launch") == Ended(
+        outcome="lost", exit_code=-9, message="no progress for 30s (progress_timeout)"
     )
-    check_resumed(tmp_path, unbroken, 4, **given)
+    check_resumed(tmp_path, unbroken, 4, **ends)
 
 
 @pytest.mark.long
