@@ -85,6 +85,17 @@ def test_nodes_share_the_memory_of_their_machine(two_nodes: Installation) -> Non
     assert offered < psutil.virtual_memory().total
 
 
+def test_every_port_of_an_extra_node_is_bound_to_loopback(two_nodes: Installation) -> None:
+    addresses = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in processes_of_extra_node(two_nodes)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::1"}
+
+
 def test_the_job_of_a_killed_node_moves_to_the_other_and_says_why(
     two_nodes: Installation, tmp_path: Path
 ) -> None:
