@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +18,16 @@ from dovetail_workers.process_tree import ATTEMPT_VARIABLE, processes_with, wait
 from dovetail_workers.reports import Ended
 from dovetail_workers.storage.local import LocalStorage
 from helpers.attempts import wait_for
+from helpers.disturbed_run import RUN, assert_as_undisturbed, at_step
 from helpers.installation import EXAMPLE, Installation
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
-RUN = (
-    "--set", "params.batch_size=32", "--set", "train.steps=40",
-    "--set", "train.schedule.warmup_steps=2", "--set", "train.checkpoint.every=10",
-    "--set", "train.checkpoint.keep=9", "--set", "train.validate.every=20",
-)  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def dovetail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    installation = Installation(tmp_path_factory.mktemp("home"))
-    try:
-        up = installation.run("up", "--cpu-devices", "1", "--device-memory", "2GiB")
-        assert up.returncode == 0, up.stderr
-        yield installation
-    finally:
-        installation.close()
+def dovetail(on_each_database: Installation) -> Installation:
+    start_again(on_each_database)
+    return on_each_database
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +49,6 @@ def start_again(dovetail: Installation) -> None:
     assert up.returncode == 0, up.stderr
 
 
-def curve(dovetail: Installation, job: Any) -> dict[tuple[str, str, int], float]:
-    return {
-        (point["metric"], point["phase"], point["step"]): point["value"]
-        for point in dovetail.points(job["id"])
-    }
-
-
-def parameters(job: Any) -> dict[str, str]:
-    """The sha256 of every part of the last checkpoint."""
-    manifest = json.loads((Path(job["checkpoints"][-1]["uri"]) / "manifest.json").read_text())
-    return {name: part["sha256"] for name, part in manifest["parts"].items()}
-
-
 def has_ended(dovetail: Installation, job_id: str) -> bool:
     """Whether the first attempt wrote its end, which no server has read yet."""
     storage = LocalStorage(dovetail.home / "storage")
@@ -85,24 +61,6 @@ def has_ended(dovetail: Installation, job_id: str) -> bool:
 
 def story(dovetail: Installation, job: Any) -> list[str]:
     return [event["kind"] for event in dovetail.json("events", job["id"])]
-
-
-def assert_as_undisturbed(dovetail: Installation, job: Any, undisturbed: Any) -> None:
-    assert job["state"] == "SUCCEEDED"
-    assert job["metrics"] == undisturbed["metrics"]
-    assert curve(dovetail, job) == curve(dovetail, undisturbed)
-    assert parameters(job) == parameters(undisturbed)
-
-
-def at_step(dovetail: Installation, job: Any, step: int) -> Any:
-    return wait_for(
-        f"a checkpoint of step {step}",
-        lambda: (
-            (found := dovetail.json("show", job["id"]))["checkpoints"]
-            and found["checkpoints"][-1]["step"] >= step
-            and found
-        ),
-    )
 
 
 def test_a_server_killed_in_mid_run_disturbs_neither_the_job_nor_who_follows_it(

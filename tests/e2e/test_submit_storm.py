@@ -4,8 +4,6 @@ once.
 
 import json
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,27 +14,12 @@ from dovetail.settings import Settings
 from dovetail_jobs.errors import Unreachable
 from dovetail_jobs.spec import JobSpec
 from dovetail_workers.process_tree import wait_gone
-from helpers.databases import KINDS, running_postgres
 from helpers.installation import Installation
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 CLIENTS, JOBS_EACH = 8, 25
 LARGE_BYTES = 2**50  # more than any device: the jobs stay in the queue
-
-
-@pytest.fixture(params=KINDS)
-def dovetail(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Installation]:
-    if request.param == "sqlite":
-        installation = Installation(tmp_path / "home")
-        yield installation
-        installation.close()
-        return
-    with running_postgres() as server:
-        url = server.url(server.new_database(migrated=False))
-        installation = Installation(tmp_path / "home", DOVETAIL_DATABASE=url)
-        yield installation
-        installation.close()
 
 
 class Submitter(threading.Thread):
@@ -78,7 +61,10 @@ class Submitter(threading.Thread):
                 return str(job["id"]), client
 
 
-def test_two_hundred_jobs_of_eight_clients_survive_a_killed_server(dovetail: Installation) -> None:
+def test_two_hundred_jobs_of_eight_clients_survive_a_killed_server(
+    on_each_database: Installation,
+) -> None:
+    dovetail = on_each_database
     assert dovetail.run("up", "--cpu-devices", "1").returncode == 0
     settings = Settings.from_environment(dovetail.environment)
     half = threading.Barrier(CLIENTS + 1)
