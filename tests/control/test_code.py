@@ -156,7 +156,7 @@ def test_code_that_cannot_be_packed_is_refused_before_anything_is_asked(
     assert err.splitlines() == [
         f"error: {folder}/hello.yaml  workdir: {folder}  holds more than 100MiB "
         "(5GiB so far: data.bin 5GiB); "
-        "add them to .gitignore, or set workdir to a smaller folder",
+        "add what is no code to .gitignore, or set workdir to a smaller folder",
         f"error: {folder}/sub/out.yaml  workdir: {folder}/sub  data is a link to /etc, outside; "
         "copy it here, ignore it in .gitignore, or name its target by an absolute path",
     ]

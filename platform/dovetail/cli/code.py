@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +36,8 @@ def packed_code(files: Sequence[Path], specs: Sequence[Json]) -> Iterator[list[P
 
     Says what is large or left out. Raises SpecError with what is wrong in any of the workdirs.
     """
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="dovetail-submit-") as scratch:
         packed: dict[str, PackedCode] = {}
         problems: list[Problem] = []
