@@ -194,11 +194,25 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(actions=st.lists(ACTIONS, max_size=25))
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=st.lists(ACTIONS, max_size=16))
 def test_whatever_two_servers_do_no_job_and_no_device_is_given_twice(
     database_url: str, tmp_path: Path, actions: list[tuple[str, int, int]]
 ) -> None:
+    carry_out(database_url, tmp_path, actions)
+
+
+@pytest.mark.long
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=st.lists(ACTIONS, min_size=8, max_size=40))
+def test_however_long_two_servers_go_on_no_job_and_no_device_is_given_twice(
+    database_url: str, tmp_path: Path, actions: list[tuple[str, int, int]]
+) -> None:
+    carry_out(database_url, tmp_path, actions)
+
+
+def carry_out(database_url: str, tmp_path: Path, actions: list[tuple[str, int, int]]) -> None:
+    """On an empty database; afterwards both servers go on until every job is over."""
     Store(database_url).close()
     for table in ("metric_points", "checkpoints", "events", "attempts", "jobs"):
         run_statement(database_url, f"DELETE FROM {table}")

@@ -39,6 +39,9 @@ class Postgres:
 
             self._server: Any = get_server(folder / "data", cleanup_mode="delete")
         self._made = 0
+        for waits_for_disks in ("fsync", "synchronous_commit", "full_page_writes"):
+            self.run(f"ALTER SYSTEM SET {waits_for_disks} = off")
+        self.run("SELECT pg_reload_conf()")
         self.create(TEMPLATE, like="template1")
         upgrade(self.url(TEMPLATE))
 
