@@ -181,8 +181,9 @@ class Daemon:
             self._leave_office()
         except DatabaseLost as lost:
             self._tenure.doubt()
-            if self._server.lost_database(lost.message):
+            if self._server.facts.outage is None:  # one line for an outage, whatever its causes
                 log.warning("%s", lost)
+            if self._server.lost_database(lost.message):
                 self._changes.bump()
             raise
 
