@@ -39,6 +39,8 @@ from dovetail.service import picture
 from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
 from dovetail.service.elapsed import Elapsed
+from dovetail.service.fences import Fences
+from dovetail.service.journals import Journals
 from dovetail.service.server_state import ServerState
 from dovetail.service.tenure import Tenure, boot_clock_s
 from dovetail.store.lease import LeaseLost
@@ -47,10 +49,8 @@ from dovetail.store.store import Store
 from dovetail_jobs import lifecycle
 from dovetail_jobs.errors import DatabaseLost, DovetailError
 from dovetail_jobs.lifecycle import Reason, State
-from dovetail_workers import fence, keys, reports
-from dovetail_workers.journal import read_segments
-from dovetail_workers.launch import Launch
-from dovetail_workers.reports import Report
+from dovetail_workers import fence, keys
+from dovetail_workers.launch import Launch, parse_attempt_id
 from dovetail_workers.storage.protocol import Storage, StorageError
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,6 @@ TICK_S = 1.0  # without any news
 READ_ALL_EVERY_S = 2.0  # journals are read when their writer wakes us, and all of them this often
 GRACE_S = 2.0  # between a stop's request and its kill
 QUIET_RELEASE = timedelta(seconds=5)
-FENCE_AFTER = timedelta(seconds=10)  # a stop that its worker did not follow
 APPLY_TRIES = 5
 LONGEST_PAUSE_S = 8.0  # between two looks for a database that does not answer
 
@@ -104,6 +103,8 @@ class Daemon:
         self._server = server or ServerState()
         self._clock, self._monotonic = clock, monotonic
         self._elapsed = Elapsed(monotonic)
+        self._journals = Journals(storage, changes, clock)
+        self._fences = Fences(storage, self._elapsed, clock)
         self._tenure = Tenure(store, holder, monotonic=monotonic)
         self._decides = False
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -114,7 +115,6 @@ class Daemon:
         self._thread = threading.Thread(target=self._run, name="daemon", daemon=True)
         self._asked_to_launch: set[str] = set()
         self._asked_to_release: set[str] = set()
-        self._fenced: set[tuple[str, int]] = set()
         self._to_read: set[str] = set()
         self._read_all_at_s = 0.0
 
@@ -280,7 +280,7 @@ class Daemon:
             case WorkerGone():
                 self._lost(message.attempt_id, message.cause)
             case LaunchFailed():
-                job_id, number = _parse(message.attempt_id)
+                job_id, number = parse_attempt_id(message.attempt_id)
                 failed = lifecycle.LaunchFailed(attempt=number, cause=message.cause)
                 if self._is_open(self._store.job(job_id), number):
                     self._happened(job_id, failed)
@@ -309,13 +309,12 @@ class Daemon:
             return False
         if fence.is_claimed(self._storage, attempt.job_id, attempt.number):
             return False
-        first = read_segments(self._storage, attempt.job_id, attempt.number, 1)
-        return next(first, None) is None
+        return self._journals.is_empty(attempt.job_id, attempt.number)
 
     def _lost(self, attempt_id: str, cause: str) -> None:
         """The worker is gone. Its journal has the first word: an end in it is the end."""
-        job_id, number = _parse(attempt_id)
-        job = self._read_journal(job_id, number)
+        job_id, number = parse_attempt_id(attempt_id)
+        job = self._journals.read(self._store, job_id, number)
         if self._is_open(job, number):
             self._happened(job_id, lifecycle.WorkerLost(attempt=number, cause=cause))
 
@@ -325,10 +324,10 @@ class Daemon:
         return newest is not None and newest.number == number and newest.ended_at is None
 
     def _released(self, message: Released) -> None:
-        job_id, number = _parse(message.attempt_id)
+        job_id, number = parse_attempt_id(message.attempt_id)
         if message.killed:
             log.info("release attempt=%s killed=%s", message.attempt_id, message.killed)
-        job = self._read_journal(job_id, number)
+        job = self._journals.read(self._store, job_id, number)
         newest = job.newest_attempt
         if newest is not None and newest.number == number and newest.released_at is None:
             self._happened(job_id, lifecycle.AttemptReleased(attempt=number))
@@ -345,36 +344,7 @@ class Daemon:
             attempts |= {item.attempt_id for job in active for item in job.unreleased}
             self._read_all_at_s = self._monotonic() + READ_ALL_EVERY_S
         self._to_read.clear()
-        for attempt_id in sorted(attempts):
-            try:
-                self._read_journal(*_parse(attempt_id))
-            except (StorageError, lifecycle.InvalidTransition) as error:
-                log.warning("journal attempt=%s unreadable: %s", attempt_id, error)
-
-    def _read_journal(self, job_id: str, number: int) -> JobRecord:
-        """Take over what the attempt has written since; the job then."""
-        job = self._store.job(job_id)
-        attempt = next((item for item in job.attempts if item.number == number), None)
-        if attempt is None or attempt.ended_at is not None:
-            return job
-        refused = attempt.refusal is not None
-        for segment, entries in read_segments(self._storage, job_id, number, attempt.cursor + 1):
-            said = [entry.report for entry in entries]
-            refused = refused or any(isinstance(report, reports.Refused) for report in said)
-            recorded = self._store.record(
-                job_id,
-                number,
-                cursor_from=segment - 1,
-                cursor_to=segment,
-                reports=said,
-                events=[event for report in said for event in _meaning(report, number, refused)],
-                now=self._clock(),
-            )
-            if recorded is None:
-                return self._store.job(job_id)
-            job = recorded
-            self._changes.bump()
-        return job
+        self._journals.read_all(self._store, attempts)
 
     # Decisions ----------------------------------------------------------------------------------
 
@@ -441,8 +411,8 @@ class Daemon:
         up = self._state.facts.state == "up"
         for job in self._store.active():
             for attempt in job.unreleased:
-                if self._is_given_up(job, attempt):
-                    self._fence(job.id, attempt.number)
+                if self._fences.is_due(job, attempt, cluster_is_up=up):
+                    self._fences.up(job.id, attempt.number)
                 if not up:
                     continue
                 if attempt.ended_at is not None or job.state is State.STOPPING:
@@ -450,35 +420,10 @@ class Daemon:
                 elif attempt.state is State.STARTING:
                     self._launch(job, attempt)
 
-    def _is_given_up(self, job: JobRecord, attempt: AttemptRecord) -> bool:
-        """Whether a worker of this attempt that still lives, out of our reach, must end itself."""
-        if attempt.ended_at is not None:
-            return attempt.reason in (Reason.WORKER_LOST, Reason.LAUNCH_FAILED)
-        if job.state is not State.STOPPING:
-            return False
-        if attempt.stop_requested_at is None:
-            return self._state.facts.state != "up"
-        waited = self._elapsed.since(job.id, attempt.stop_requested_at, self._clock())
-        return waited >= FENCE_AFTER
-
-    def _fence(self, job_id: str, number: int) -> bool:
-        """Raise the fence of an attempt; False when the storage refused: the next turn tries
-        again.
-        """
-        if (job_id, number) in self._fenced:
-            return True
-        try:
-            fence.raise_fence(self._storage, job_id, number)
-        except StorageError as error:
-            log.warning("fence attempt=%s.%s not raised: %s", job_id, number, error)
-            return False
-        self._fenced.add((job_id, number))
-        return True
-
     def _launch(self, job: JobRecord, attempt: AttemptRecord) -> None:
         if attempt.attempt_id in self._asked_to_launch:
             return
-        if attempt.number > 1 and not self._fence(job.id, attempt.number - 1):
+        if attempt.number > 1 and not self._fences.up(job.id, attempt.number - 1):
             return
         nodes = {node.id: node for node in self._state.facts.nodes or ()}
         node = nodes.get(attempt.node_id)
@@ -514,30 +459,3 @@ class Daemon:
             self._store.mark_stop_requested(attempt.job_id, attempt.number, self._clock())
             self._asked_to_release.add(attempt.attempt_id)
             self.cluster.release(attempt.attempt_id, GRACE_S)
-
-
-def _parse(attempt_id: str) -> tuple[str, int]:
-    job_id, _, number = attempt_id.partition(".")
-    return job_id, int(number)
-
-
-def _meaning(report: Report, attempt: int, refused: bool) -> Iterator[lifecycle.Event]:
-    """What a report means for the job's life; most mean nothing."""
-    match report:
-        case reports.Started():
-            yield lifecycle.AttemptStarted(
-                attempt=attempt, resumed_from_step=report.resumed_from_step
-            )
-        case reports.Ended(outcome="succeeded"):
-            yield lifecycle.AttemptSucceeded(attempt=attempt)
-        case reports.Ended(outcome="failed"):
-            yield lifecycle.ProgramFailed(
-                attempt=attempt,
-                exit_code=report.exit_code,
-                message=report.message,
-                refused=refused,
-            )
-        case reports.Ended():
-            yield lifecycle.WorkerLost(attempt=attempt, cause=report.message)
-        case _:
-            return

@@ -37,3 +37,9 @@ class Launch:
         known = {field.name for field in fields(cls)}
         given = {key: item for key, item in value.items() if key in known}
         return cls(**{**given, "resume_from": tuple(given.get("resume_from", ()))})
+
+
+def parse_attempt_id(attempt_id: str) -> tuple[str, int]:
+    """The job's id and the attempt's number."""
+    job_id, _, number = attempt_id.partition(".")
+    return job_id, int(number)
