@@ -18,6 +18,8 @@ from dovetail_jobs.family_params import absolute, filled
 from dovetail_jobs.family_probe import probe
 from dovetail_jobs.spec import JobSpec
 
+_PYTHON = "choosing a Python is not yet here, jobs run with that of the workers; remove it"
+_PYTHON_NAMES = ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME")
 # What the spec can say and nothing runs yet. Whoever builds it deletes its row.
 NOT_YET: tuple[tuple[str, Callable[[JobSpec], bool], str], ...] = (
     ("sharding", lambda spec: spec.sharding is not None, "is not yet here; remove it"),
@@ -37,25 +39,27 @@ NOT_YET: tuple[tuple[str, Callable[[JobSpec], bool], str], ...] = (
         lambda spec: spec.memory.policy == "tensile",
         "the tensile policy is not yet here; use none or remove it",
     ),
+    *((f"env.{name}", lambda spec, name=name: name in spec.env, _PYTHON) for name in _PYTHON_NAMES),
 )
 
 
-def resolve(spec: JobSpec, *, base: Path) -> JobSpec:
+def resolve(spec: JobSpec, *, base: Path, code: Path | None = None) -> JobSpec:
     """`spec` with params filled in and paths absolute; relative ones start at `base`.
 
-    For a user's module it runs a child process, up to a minute. Raises SpecError with every
-    problem, its keys dotted and without places.
+    `code` is a copy of the workdir that is looked at in its stead. For a user's module it runs a
+    child process, up to a minute. Raises SpecError with every problem, its keys dotted and without
+    places.
     """
     problems = [Problem(key=key, rule=rule) for key, asks, rule in NOT_YET if asks(spec)]
     workdir = _workdir(spec, base)
-    if workdir is not None and not os.path.isdir(workdir):
+    if workdir is not None and code is None and not os.path.isdir(workdir):
         rule = f"is no folder (looked for {workdir})"
         problems.append(Problem(key="workdir", value=spec.workdir, rule=rule))
         raise SpecError(problems)
     params = spec.params
     if spec.family is not None:
         try:
-            params = fill_params(spec.family, spec.params, base=base, workdir=workdir)
+            params = fill_params(spec.family, spec.params, base=base, workdir=code or workdir)
         except SpecError as error:
             problems += error.problems
         else:

@@ -146,5 +146,8 @@ _RULES: dict[str, Callable[[Mapping[str, Any], tuple[int | str, ...], JsonValue]
     "tuple_type": lambda ctx, loc, value: "must be a list",
     "too_long": lambda ctx, loc, value: f"must have at most {ctx['max_length']} items",
     "too_short": lambda ctx, loc, value: f"must have at least {ctx['min_length']} items",
-    "none_required": lambda ctx, loc, value: "is reserved and not yet here; remove it",
+    "none_required": lambda ctx, loc, value: (
+        "is reserved: installing packages or choosing a Python is not yet here, "
+        "jobs run with that of the workers; remove it"
+    ),
 }

@@ -13,12 +13,14 @@ import http.client
 import json
 import time
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
 from dovetail_jobs.errors import (
     AuthError,
     Conflict,
+    DatabaseLost,
     DovetailError,
     NotFound,
     Problem,
@@ -28,10 +30,10 @@ from dovetail_jobs.errors import (
 )
 
 Json = dict[str, Any]
-_ERRORS: dict[str, type[DovetailError]] = {
-    kind.code: kind
-    for kind in (DovetailError, UserError, NotFound, AuthError, Unreachable, Conflict)
-}
+_KINDS = (DovetailError, UserError, NotFound, AuthError, Unreachable, DatabaseLost, Conflict)
+_ERRORS: dict[str, type[DovetailError]] = {kind.code: kind for kind in _KINDS}
+UPLOAD_S = 60.0  # for the server to look through an archive and to store it
+NODES_S = 90.0  # a node starts within a minute, or is given up
 _BY_STATUS: dict[int, type[DovetailError]] = {401: AuthError, 404: NotFound, 409: Conflict}
 
 
@@ -63,21 +65,32 @@ class Client:
             return False
         return isinstance(answer, dict) and answer.get("ok") is True
 
-    def submit(self, spec: Json, key: str) -> tuple[Json, bool]:
+    def submit(self, spec: Json, key: str, code: str | None = None) -> tuple[Json, bool]:
         """Submit a resolved spec under an idempotency key; the job, and whether it is new.
 
-        A connection that broke is tried once more: the key makes that safe.
+        `code` is the sha256 of code that the server keeps. A connection that broke is tried once
+        more: the key makes that safe.
         """
+        headers, query = {"Idempotency-Key": key}, _code_query(code)
         try:
-            job, answer = self._ask("POST", "/jobs", body=spec, headers={"Idempotency-Key": key})
+            job, answer = self._ask("POST", "/jobs", query=query, body=spec, headers=headers)
         except Unreachable:
-            job, answer = self._ask("POST", "/jobs", body=spec, headers={"Idempotency-Key": key})
+            job, answer = self._ask("POST", "/jobs", query=query, body=spec, headers=headers)
         return job, answer.status == 201
 
-    def plan(self, spec: Json) -> Json:
+    def plan(self, spec: Json, code: str | None = None) -> Json:
         """Where the job would run now."""
-        plan: Json = self._value("POST", "/jobs/plan", body=spec)
+        plan: Json = self._value("POST", "/jobs/plan", query=_code_query(code), body=spec)
         return plan
+
+    def keep_code(self, sha256: str, archive: Path) -> bool:
+        """Send an archive of this content unless the server keeps it; whether it was sent."""
+        try:
+            self._value("GET", f"/code/{sha256}")
+        except NotFound:
+            self._value("PUT", f"/code/{sha256}", upload=archive, wait_s=UPLOAD_S)
+            return True
+        return False
 
     def job(
         self, ref: str, *, after: int | None = None, timeout_s: float = 20.0
@@ -139,10 +152,15 @@ class Client:
         return self._changing("/status", after, timeout_s)
 
     def wait_for_cluster(self, timeout_s: float = 120.0) -> Json:
-        """The status once the cluster is up with its devices; raises Unreachable after the time."""
+        """The status once the cluster is up with its devices, or of a server that stands by.
+
+        Raises Unreachable after the time.
+        """
         deadline_s = time.monotonic() + timeout_s
         status, change = self.status()
         while status["ray"]["state"] != "up" or not status["nodes"]:
+            if status["server"]["role"] == "standby":
+                return status  # the server that decides follows the cluster
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 cause = status["ray"].get("message") or f"it is {status['ray']['state']}"
@@ -153,8 +171,47 @@ class Client:
             status, change = self.status(after=change, timeout_s=min(20.0, left_s))
         return status
 
+    def wait_for_database(self) -> None:
+        """Until the server reaches its database again; raises Unreachable if it ends itself."""
+        status, change = self.status()
+        while status["database"]["state"] != "up":
+            status, change = self.status(after=change)
+
+    def add_nodes(self, count: int = 1) -> list[str]:
+        """Start extra nodes on the server's machine; their names. They are in the status soon."""
+        return self._names("POST", "/nodes", body={"count": count}, wait_s=NODES_S)
+
+    def remove_node(self, name: str, *, force: bool = False) -> list[str]:
+        """End an extra node; it leaves the status soon."""
+        query = [("force", "true")] if force else []
+        return self._names("DELETE", f"/nodes/{quote(name, safe='')}", query=query, wait_s=NODES_S)
+
+    def wait_for_nodes(
+        self, *, here: Iterable[str] = (), gone: Iterable[str] = (), timeout_s: float = 60.0
+    ) -> Json:
+        """The status once these nodes are there and those are not; Unreachable after the time."""
+        deadline_s = time.monotonic() + timeout_s
+        wanted, unwanted = set(here), set(gone)
+        status, change = self.status()
+        while True:
+            seen = {node["name"] for node in status["nodes"]}
+            if status["ray"]["state"] == "up" and wanted <= seen and not unwanted & seen:
+                return status
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                late = ", ".join(sorted((wanted - seen) | (unwanted & seen))) or "Ray"
+                raise Unreachable(
+                    f"after {timeout_s:.0f} s the cluster has not noticed the change: {late}; "
+                    "`dovetail status` shows what it has"
+                )
+            status, change = self.status(after=change, timeout_s=min(20.0, left_s))
+
     def shutdown(self, *, stop_ray: bool = True) -> None:
         self._value("POST", "/shutdown", body={"stop_ray": stop_ray})
+
+    def _names(self, method: str, path: str, **request: Any) -> list[str]:
+        names: list[str] = self._value(method, path, **request)["names"]
+        return names
 
     def _changing(self, path: str, after: int | None, timeout_s: float) -> tuple[Json, int]:
         query = [] if after is None else [("after", str(after)), ("timeout", f"{timeout_s:g}")]
@@ -173,6 +230,7 @@ class Client:
         *,
         query: Iterable[tuple[str, str]] = (),
         body: Json | None = None,
+        upload: Path | None = None,
         headers: dict[str, str] | None = None,
         wait_s: float = 0.0,
     ) -> tuple[Any, http.client.HTTPResponse]:
@@ -183,21 +241,35 @@ class Client:
         sent = {**self._headers, **(headers or {}), "Connection": "close"}
         if body is not None:
             sent["Content-Type"] = "application/json"
+        with contextlib.ExitStack() as stack:
+            stack.callback(connection.close)
+            payload: str | BinaryIO | None = None if body is None else json.dumps(body)
+            if upload is not None:
+                sent["Content-Type"] = "application/gzip"
+                sent["Content-Length"] = str(upload.stat().st_size)
+                payload = stack.enter_context(upload.open("rb"))
+            answer, content = self._exchange(connection, method, target, payload, sent)
+        return self._read(answer, content), answer
+
+    def _exchange(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        target: str,
+        payload: str | BinaryIO | None,
+        sent: dict[str, str],
+    ) -> tuple[http.client.HTTPResponse, bytes]:
         try:
-            payload = None if body is None else json.dumps(body)
             # The server answers a request that it refuses before it has read all of it.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, target, payload, sent)
             answer = connection.getresponse()
-            content = answer.read()
+            return answer, answer.read()
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(
                 f"the server at {self.url} does not answer "
                 f"({type(error).__name__}: {error}); `dovetail status` says what runs here"
             ) from None
-        finally:
-            connection.close()
-        return self._read(answer, content), answer
 
     def _read(self, answer: http.client.HTTPResponse, content: bytes) -> Any:
         try:
@@ -211,6 +283,10 @@ class Client:
                 f"what answers at {self.url} is no Dovetail server (HTTP {answer.status})"
             )
         raise _error(value, answer.status, self.url)
+
+
+def _code_query(code: str | None) -> list[tuple[str, str]]:
+    return [] if code is None else [("code", code)]
 
 
 def _error(document: Json, status: int, url: str) -> DovetailError:

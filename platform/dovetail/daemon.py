@@ -4,6 +4,9 @@ It listens to the cluster's events and reads the attempts' journals, lets the sc
 frozen picture, writes each decision guarded by the job's version, and then asks the cluster for
 whatever the store says is still due. What is due follows from the store alone, so a daemon that
 died in between, or lost a command, asks again.
+
+It decides only while it holds the database's lease; without it, it follows no cluster. While the
+database does not answer it waits: news are kept until they are written.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -34,14 +38,19 @@ from dovetail.scheduler.policies import Policy
 from dovetail.service import picture
 from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
+from dovetail.service.elapsed import Elapsed
+from dovetail.service.fences import Fences
+from dovetail.service.journals import Journals
+from dovetail.service.server_state import ServerState
+from dovetail.service.tenure import Tenure, boot_clock_s
+from dovetail.store.lease import LeaseLost
 from dovetail.store.records import AttemptRecord, JobRecord
 from dovetail.store.store import Store
 from dovetail_jobs import lifecycle
+from dovetail_jobs.errors import DatabaseLost, DovetailError
 from dovetail_jobs.lifecycle import Reason, State
-from dovetail_workers import fence, keys, reports
-from dovetail_workers.journal import read_segments
-from dovetail_workers.launch import Launch
-from dovetail_workers.reports import Report
+from dovetail_workers import fence, keys
+from dovetail_workers.launch import Launch, parse_attempt_id
 from dovetail_workers.storage.protocol import Storage, StorageError
 
 log = logging.getLogger(__name__)
@@ -50,8 +59,8 @@ TICK_S = 1.0  # without any news
 READ_ALL_EVERY_S = 2.0  # journals are read when their writer wakes us, and all of them this often
 GRACE_S = 2.0  # between a stop's request and its kill
 QUIET_RELEASE = timedelta(seconds=5)
-FENCE_AFTER = timedelta(seconds=10)  # a stop that its worker did not follow
 APPLY_TRIES = 5
+LONGEST_PAUSE_S = 8.0  # between two looks for a database that does not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,11 @@ Message = ClusterEvent | Nudge | Stop
 
 
 class Daemon:
-    """`step` is one turn of the loop; `start` runs it in a thread of its own. `clock` is UTC."""
+    """`step` is one turn of the loop; `start` runs it in a thread of its own. `clock` is UTC.
+
+    `holder` names this server among all on one database; it is the same for the next server of the
+    same home. `cluster` makes one for each time that this server comes to decide.
+    """
 
     def __init__(
         self,
@@ -80,23 +93,32 @@ class Daemon:
         changes: Changes,
         policy: Policy,
         cluster: Callable[[Deliver], Cluster],
+        holder: str,
+        server: ServerState | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = boot_clock_s,
     ) -> None:
         self._store, self._storage, self._storage_uri = store, storage, storage_uri
         self._state, self._changes, self._policy = state, changes, policy
-        self._clock = clock
+        self._server = server or ServerState()
+        self._clock, self._monotonic = clock, monotonic
+        self._elapsed = Elapsed(monotonic)
+        self._journals = Journals(storage, changes, clock)
+        self._fences = Fences(storage, self._elapsed, clock)
+        self._tenure = Tenure(store, holder, monotonic=monotonic)
+        self._decides = False
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self.cluster = cluster(self._inbox.put)
+        self._news: deque[Message] = deque()
+        self._pause_s = TICK_S
+        self._make_cluster = cluster
+        self.cluster = self._new_cluster()
         self._thread = threading.Thread(target=self._run, name="daemon", daemon=True)
         self._asked_to_launch: set[str] = set()
         self._asked_to_release: set[str] = set()
-        self._fenced: set[tuple[str, int]] = set()
-        self._postponed: list[Message] = []
         self._to_read: set[str] = set()
         self._read_all_at_s = 0.0
 
     def start(self) -> None:
-        self.cluster.start()
         self._thread.start()
 
     def nudge(self) -> None:
@@ -111,16 +133,20 @@ class Daemon:
             self.cluster.stop()
         else:
             self.cluster.close()
+        self._tenure.lay_down()
 
     def _run(self) -> None:
-        while True:
-            messages = list(self._collect(TICK_S))
-            if any(isinstance(message, Stop) for message in messages):
-                return
+        messages: list[Message] = []
+        while not any(isinstance(message, Stop) for message in messages):
             try:
                 self.step(messages)
+                self._pause_s = TICK_S
+            except DatabaseLost:
+                messages = self._wait_for_database()
+                continue
             except Exception:  # the outermost loop: whatever it is, the next turn begins afresh
                 log.exception("turn failed")
+            messages = list(self._collect(TICK_S))
 
     def _collect(self, timeout_s: float) -> Iterator[Message]:
         """All messages that are here; waits for the first."""
@@ -136,33 +162,114 @@ class Daemon:
         return list(self._collect(0))
 
     def step(self, messages: list[Message]) -> None:
-        """One turn: news, journals, time limits, decisions, commands."""
-        self._absorb_all([*self._postponed, *messages])
-        self._read_journals()
-        active = self._store.active()
-        self._limit_time(active)
-        self._schedule(active)
-        self._act()
+        """One turn: lease, news, journals, time limits, decisions, commands.
+
+        Raises DatabaseLost; the next turn then begins with the news that were not written.
+        """
+        self._news.extend(messages)
+        try:
+            if self._take_office():
+                self._absorb_all()
+                self._read_journals()
+                active = self._store.active()
+                self._elapsed.forget_all_but({job.id for job in active})
+                self._limit_time(active)
+                self._schedule(active)
+                self._act()
+        except LeaseLost as lost:
+            self._tenure.lost(lost)
+            self._leave_office()
+        except DatabaseLost as lost:
+            self._tenure.doubt()
+            if self._server.facts.outage is None:  # one line for an outage, whatever its causes
+                log.warning("%s", lost)
+            if self._server.lost_database(lost.message):
+                self._changes.bump()
+            raise
+
+    # Office -------------------------------------------------------------------------------------
+
+    def _take_office(self) -> bool:
+        """Whether this server decides in this turn. It follows the cluster only while it does."""
+        store = self._tenure.hold()
+        if self._server.facts.outage is not None:
+            log.info("the database answers again")
+        if store is None:
+            self._leave_office()
+            return False
+        if store is not self._store:
+            self._let_go()
+            self._store, self._decides = store, True
+            self.cluster.start()
+        if self._server.decides():
+            self._changes.bump()
+        return True
+
+    def _leave_office(self) -> None:
+        """Stand by. What the decider changes does not wake our pollers, so each turn does."""
+        self._let_go()
+        self._news.clear()
+        self._server.stands_by(self._tenure.decider)
+        self._changes.bump()
+
+    def _let_go(self) -> None:
+        """Of the cluster that we followed, if any; its workers go on."""
+        if self._decides:
+            self._decides = False
+            self._news.clear()
+            self.cluster.close()
+            self.cluster = self._new_cluster()
+            self._state.lost("another server decides")
+
+    def _new_cluster(self) -> Cluster:
+        """One whose events are heard only while it is ours."""
+
+        def deliver(event: ClusterEvent) -> None:
+            if self.cluster is made:
+                self._inbox.put(event)
+
+        made = self._make_cluster(deliver)
+        return made
+
+    def _wait_for_database(self) -> list[Message]:
+        """What came in a pause. The pauses grow; what the next turn looks at anyway is dropped."""
+        ends_s = time.monotonic() + self._pause_s
+        self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
+        kept: list[Message] = []
+        while (left_s := ends_s - time.monotonic()) > 0:
+            for message in self._collect(left_s):
+                if isinstance(message, Stop):
+                    return [message]
+                if not isinstance(message, Woken | Nudge):
+                    kept.append(message)
+        return kept
 
     # News ---------------------------------------------------------------------------------------
 
-    def _absorb_all(self, messages: list[Message]) -> None:
-        """In their order; while the storage cannot be read, the rest waits for the next turn."""
-        self._postponed = []
-        for place, message in enumerate(messages):
+    def _absorb_all(self) -> None:
+        """In their order, each kept until it is written; while the storage cannot be read, the rest
+        waits for the next turn. News that fit nothing are dropped and stop no others.
+        """
+        while self._news:
+            message = self._news[0]
             try:
                 self._absorb(message)
             except StorageError as error:
-                log.warning("news wait, %s of them: %s", len(messages) - place, error)
-                self._postponed = messages[place:]
+                log.warning("news wait, %s of them: %s", len(self._news), error)
                 return
+            except (DatabaseLost, LeaseLost):
+                raise
+            except DovetailError:
+                log.exception("news dropped message=%s", message)
+            self._news.popleft()
 
     def _absorb(self, message: Message) -> None:
         match message:
             case ClusterUp():
                 log.info("cluster up address=%s live=%s", message.address, list(message.live))
+                lost = self._state.facts.message
                 self._state.up(message.address, message.dashboard_url)
-                self._meet(set(message.live))
+                self._meet(set(message.live), why=lost or "nobody watched it")
             case ClusterLost():
                 log.warning("cluster lost cause=%s", message.cause)
                 self._state.lost(message.cause)
@@ -173,7 +280,7 @@ class Daemon:
             case WorkerGone():
                 self._lost(message.attempt_id, message.cause)
             case LaunchFailed():
-                job_id, number = _parse(message.attempt_id)
+                job_id, number = parse_attempt_id(message.attempt_id)
                 failed = lifecycle.LaunchFailed(attempt=number, cause=message.cause)
                 if self._is_open(self._store.job(job_id), number):
                     self._happened(job_id, failed)
@@ -183,16 +290,16 @@ class Daemon:
                 return
         self._changes.bump()
 
-    def _meet(self, live: set[str]) -> None:
+    def _meet(self, live: set[str], why: str) -> None:
         """A cluster is here, with these attempts in it: what is due is asked anew, who is missing
-        is lost.
+        is lost. `why` the cluster was away is part of their story.
         """
         self._asked_to_launch, self._asked_to_release = live, set()
         for job in self._store.active():
             for attempt in job.unreleased:
                 missing = attempt.ended_at is None and attempt.attempt_id not in live
                 if missing and not self._never_began(attempt):
-                    self._lost(attempt.attempt_id, "its worker was gone when the cluster was back")
+                    self._lost(attempt.attempt_id, f"{why}; it was gone when Ray was back")
 
     def _never_began(self, attempt: AttemptRecord) -> bool:
         """Placed, but its worker has not said a word: it can be launched without being lost
@@ -202,13 +309,12 @@ class Daemon:
             return False
         if fence.is_claimed(self._storage, attempt.job_id, attempt.number):
             return False
-        first = read_segments(self._storage, attempt.job_id, attempt.number, 1)
-        return next(first, None) is None
+        return self._journals.is_empty(attempt.job_id, attempt.number)
 
     def _lost(self, attempt_id: str, cause: str) -> None:
         """The worker is gone. Its journal has the first word: an end in it is the end."""
-        job_id, number = _parse(attempt_id)
-        job = self._read_journal(job_id, number)
+        job_id, number = parse_attempt_id(attempt_id)
+        job = self._journals.read(self._store, job_id, number)
         if self._is_open(job, number):
             self._happened(job_id, lifecycle.WorkerLost(attempt=number, cause=cause))
 
@@ -218,10 +324,10 @@ class Daemon:
         return newest is not None and newest.number == number and newest.ended_at is None
 
     def _released(self, message: Released) -> None:
-        job_id, number = _parse(message.attempt_id)
+        job_id, number = parse_attempt_id(message.attempt_id)
         if message.killed:
             log.info("release attempt=%s killed=%s", message.attempt_id, message.killed)
-        job = self._read_journal(job_id, number)
+        job = self._journals.read(self._store, job_id, number)
         newest = job.newest_attempt
         if newest is not None and newest.number == number and newest.released_at is None:
             self._happened(job_id, lifecycle.AttemptReleased(attempt=number))
@@ -232,41 +338,13 @@ class Daemon:
     # Journals -----------------------------------------------------------------------------------
 
     def _read_journals(self) -> None:
-        attempts, self._to_read = self._to_read, set()
-        if time.monotonic() >= self._read_all_at_s:
-            self._read_all_at_s = time.monotonic() + READ_ALL_EVERY_S
+        attempts = set(self._to_read)
+        if self._monotonic() >= self._read_all_at_s:
             active = self._store.active()
             attempts |= {item.attempt_id for job in active for item in job.unreleased}
-        for attempt_id in sorted(attempts):
-            try:
-                self._read_journal(*_parse(attempt_id))
-            except (StorageError, lifecycle.InvalidTransition) as error:
-                log.warning("journal attempt=%s unreadable: %s", attempt_id, error)
-
-    def _read_journal(self, job_id: str, number: int) -> JobRecord:
-        """Take over what the attempt has written since; the job then."""
-        job = self._store.job(job_id)
-        attempt = next((item for item in job.attempts if item.number == number), None)
-        if attempt is None or attempt.ended_at is not None:
-            return job
-        refused = attempt.refusal is not None
-        for segment, entries in read_segments(self._storage, job_id, number, attempt.cursor + 1):
-            said = [entry.report for entry in entries]
-            refused = refused or any(isinstance(report, reports.Refused) for report in said)
-            recorded = self._store.record(
-                job_id,
-                number,
-                cursor_from=segment - 1,
-                cursor_to=segment,
-                reports=said,
-                events=[event for report in said for event in _meaning(report, number, refused)],
-                now=self._clock(),
-            )
-            if recorded is None:
-                return self._store.job(job_id)
-            job = recorded
-            self._changes.bump()
-        return job
+            self._read_all_at_s = self._monotonic() + READ_ALL_EVERY_S
+        self._to_read.clear()
+        self._journals.read_all(self._store, attempts)
 
     # Decisions ----------------------------------------------------------------------------------
 
@@ -275,13 +353,15 @@ class Daemon:
             limit_s: float | None = job.spec.get("max_duration")
             if job.state is not State.RUNNING or limit_s is None or job.started_at is None:
                 continue
-            if self._clock() >= job.started_at + timedelta(seconds=limit_s):
+            ran = self._elapsed.since(job.id, job.started_at, self._clock())
+            if ran >= timedelta(seconds=limit_s):
                 self._happened(job.id, lifecycle.TimeLimitReached(limit_s=limit_s))
 
     def _schedule(self, active: list[JobRecord]) -> None:
-        view = picture.cluster_view(self._state.facts.nodes, active)
+        now = self._clock()
+        view = picture.cluster_view(self._state.facts.nodes, active, now, self._elapsed)
         jobs = {job.id: job for job in active}
-        for decision in schedule(view, self._policy, self._clock()):
+        for decision in schedule(view, self._policy, now):
             job = jobs[decision.job_id]
             if not isinstance(decision, Start):
                 if decision.reason is Reason.WAITING_FOR_RELEASE and self._just_ended(job):
@@ -312,7 +392,8 @@ class Daemon:
         story.
         """
         ended = [item.ended_at for item in job.unreleased if item.ended_at is not None]
-        return bool(ended) and self._clock() - max(ended) < QUIET_RELEASE
+        now = self._clock()
+        return any(self._elapsed.since(job.id, moment, now) < QUIET_RELEASE for moment in ended)
 
     def _happened(self, job_id: str, event: lifecycle.Event) -> None:
         """Apply an event that is a fact, whatever version the job has by now."""
@@ -330,8 +411,8 @@ class Daemon:
         up = self._state.facts.state == "up"
         for job in self._store.active():
             for attempt in job.unreleased:
-                if self._is_given_up(job, attempt):
-                    self._fence(job.id, attempt.number)
+                if self._fences.is_due(job, attempt, cluster_is_up=up):
+                    self._fences.up(job.id, attempt.number)
                 if not up:
                     continue
                 if attempt.ended_at is not None or job.state is State.STOPPING:
@@ -339,34 +420,10 @@ class Daemon:
                 elif attempt.state is State.STARTING:
                     self._launch(job, attempt)
 
-    def _is_given_up(self, job: JobRecord, attempt: AttemptRecord) -> bool:
-        """Whether a worker of this attempt that still lives, out of our reach, must end itself."""
-        if attempt.ended_at is not None:
-            return attempt.reason in (Reason.WORKER_LOST, Reason.LAUNCH_FAILED)
-        if job.state is not State.STOPPING:
-            return False
-        if attempt.stop_requested_at is None:
-            return self._state.facts.state != "up"
-        return self._clock() - attempt.stop_requested_at >= FENCE_AFTER
-
-    def _fence(self, job_id: str, number: int) -> bool:
-        """Raise the fence of an attempt; False when the storage refused: the next turn tries
-        again.
-        """
-        if (job_id, number) in self._fenced:
-            return True
-        try:
-            fence.raise_fence(self._storage, job_id, number)
-        except StorageError as error:
-            log.warning("fence attempt=%s.%s not raised: %s", job_id, number, error)
-            return False
-        self._fenced.add((job_id, number))
-        return True
-
     def _launch(self, job: JobRecord, attempt: AttemptRecord) -> None:
         if attempt.attempt_id in self._asked_to_launch:
             return
-        if attempt.number > 1 and not self._fence(job.id, attempt.number - 1):
+        if attempt.number > 1 and not self._fences.up(job.id, attempt.number - 1):
             return
         nodes = {node.id: node for node in self._state.facts.nodes or ()}
         node = nodes.get(attempt.node_id)
@@ -377,6 +434,8 @@ class Daemon:
                     attempt=attempt.number, cause=f"node {attempt.node} is no longer there"
                 ),
             )
+            return
+        if not self._tenure.sure():
             return
         self._asked_to_launch.add(attempt.attempt_id)
         (device,) = (item for item in node.devices if item.name == attempt.device)
@@ -390,39 +449,13 @@ class Daemon:
             device=attempt.device,
             device_bytes=device.bytes,
             storage_uri=self._storage_uri,
+            code=job.code,
             resume_from=(keys.checkpoints_prefix(job.id), *origin),
         )
         self.cluster.launch(launch, attempt.node_id, attempt.cpus)
 
     def _release(self, attempt: AttemptRecord) -> None:
         if attempt.attempt_id not in self._asked_to_release:
-            self._asked_to_release.add(attempt.attempt_id)
             self._store.mark_stop_requested(attempt.job_id, attempt.number, self._clock())
+            self._asked_to_release.add(attempt.attempt_id)
             self.cluster.release(attempt.attempt_id, GRACE_S)
-
-
-def _parse(attempt_id: str) -> tuple[str, int]:
-    job_id, _, number = attempt_id.partition(".")
-    return job_id, int(number)
-
-
-def _meaning(report: Report, attempt: int, refused: bool) -> Iterator[lifecycle.Event]:
-    """What a report means for the job's life; most mean nothing."""
-    match report:
-        case reports.Started():
-            yield lifecycle.AttemptStarted(
-                attempt=attempt, resumed_from_step=report.resumed_from_step
-            )
-        case reports.Ended(outcome="succeeded"):
-            yield lifecycle.AttemptSucceeded(attempt=attempt)
-        case reports.Ended(outcome="failed"):
-            yield lifecycle.ProgramFailed(
-                attempt=attempt,
-                exit_code=report.exit_code,
-                message=report.message,
-                refused=refused,
-            )
-        case reports.Ended():
-            yield lifecycle.WorkerLost(attempt=attempt, cause=report.message)
-        case _:
-            return

@@ -29,6 +29,7 @@ from dovetail.daemon import Daemon
 from dovetail.scheduler.policies import POLICIES
 from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
+from dovetail.service.server_state import ServerState
 from dovetail.service.use_cases import Platform
 from dovetail.settings import Settings
 from dovetail.store.store import Store
@@ -51,7 +52,7 @@ def serve(settings: Settings, ready_fd: int | None) -> None:
         store = Store(settings.database_url)
         stack.callback(store.close)
         storage = open_storage(settings.storage_uri)
-        changes, state = Changes(), ClusterState()
+        changes, state, standing = Changes(), ClusterState(), ServerState()
         daemon = Daemon(
             store=store,
             storage=storage,
@@ -62,18 +63,21 @@ def serve(settings: Settings, ready_fd: int | None) -> None:
             cluster=lambda deliver: RayCluster(
                 _bridge_settings(settings), deliver, settings.home / "bridge.log"
             ),
+            holder=_holder(settings),
+            server=standing,
         )
         platform = Platform(
             store=store,
             storage=storage,
             state=state,
+            server=standing,
             changes=changes,
             nudge=daemon.nudge,
             settings=settings,
             url=url,
         )
         config = uvicorn.Config(
-            create_app(platform, token),
+            create_app(platform, token, code_limit_bytes=settings.code_limit_bytes),
             log_level="warning",
             access_log=False,
             lifespan="off",
@@ -101,6 +105,17 @@ def serve(settings: Settings, ready_fd: int | None) -> None:
             log.info("ended stop_ray=%s", platform.stop_ray)
 
 
+def _holder(settings: Settings) -> str:
+    """This server's name among all on its database: host, home, and the mark of that home.
+
+    The mark tells apart two machines that call themselves and their homes alike.
+    """
+    with contextlib.suppress(FileExistsError), settings.server_mark.open("x") as file:
+        file.write(secrets.token_hex(4))
+    mark = settings.server_mark.read_text().strip()
+    return f"{socket.gethostname()}:{settings.home} ({mark})"
+
+
 def _bridge_settings(settings: Settings) -> BridgeSettings:
     return BridgeSettings(
         namespace=NAMESPACE,
@@ -109,7 +124,7 @@ def _bridge_settings(settings: Settings) -> BridgeSettings:
         device_bytes=settings.device_memory_bytes,
         ray_record=str(settings.ray_file),
         ray_token=str(settings.ray_token_file),
-        ray_log=str(settings.home / "ray.log"),
+        ray_log=str(settings.ray_log),
     )
 
 

@@ -5,6 +5,7 @@ The only reader of the environment in the control plane:
 DOVETAIL_HOME            one folder for everything (else the platform's own state and data folders)
 DOVETAIL_CPU_DEVICES     how many CPU devices a machine without a GPU offers
 DOVETAIL_DEVICE_MEMORY   bytes of one CPU device: 4GiB, 500MB or plain bytes
+DOVETAIL_CODE_LIMIT      the largest code of a job, unpacked (else 100MiB)
 DOVETAIL_PORT            the server's port (else a free one)
 DOVETAIL_RAY_ADDRESS     a Ray to join (else a local one is started)
 DOVETAIL_STORAGE         where checkpoints, logs and curves go (else a folder of ours)
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dovetail_jobs.errors import UserError
+from dovetail_jobs.snapshot.limits import LIMIT_BYTES
 from dovetail_jobs.units import parse_bytes
 
 Value = TypeVar("Value")
@@ -40,6 +42,7 @@ class Settings:
     ray_address: str | None = None
     server_url: str | None = None
     server_token: str | None = None
+    code_limit_bytes: int = LIMIT_BYTES
 
     @property
     def server_file(self) -> Path:
@@ -50,6 +53,11 @@ class Settings:
     def server_lock(self) -> Path:
         """Held by the one server of this home for as long as it lives."""
         return self.home / "server.lock"
+
+    @property
+    def server_mark(self) -> Path:
+        """A random word that tells this home from every other, made at its first start."""
+        return self.home / "server.id"
 
     @property
     def start_lock(self) -> Path:
@@ -78,6 +86,17 @@ class Settings:
         """What is known of the local Ray that we started."""
         return self.home / "ray.json"
 
+    @property
+    def ray_log(self) -> Path:
+        """What the local Ray's head and nodes say while they start and end."""
+        return self.home / "ray.log"
+
+    @property
+    def own_folders(self) -> tuple[Path, ...]:
+        """Folders of the platform's own, which are no job's code wherever they lie."""
+        place = self.storage_uri.removeprefix("file://")
+        return (self.home, self.data, *(() if "://" in place else (Path(place),)))
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Read the variables; raises UserError naming the variable, its value and the rule."""
@@ -94,6 +113,7 @@ class Settings:
             ray_address=given.get("DOVETAIL_RAY_ADDRESS") or None,
             server_url=given.get("DOVETAIL_URL") or None,
             server_token=given.get("DOVETAIL_TOKEN") or None,
+            code_limit_bytes=_read(given, "DOVETAIL_CODE_LIMIT", parse_bytes) or LIMIT_BYTES,
         )
 
     def create_folders(self) -> None:
@@ -124,6 +144,7 @@ class Settings:
             "DOVETAIL_CPU_DEVICES": self.cpu_devices,
             "DOVETAIL_DEVICE_MEMORY": self.device_memory_bytes,
             "DOVETAIL_PORT": self.port,
+            "DOVETAIL_CODE_LIMIT": self.code_limit_bytes,
             "DOVETAIL_RAY_ADDRESS": self.ray_address,
             "DOVETAIL_STORAGE": self.storage_uri,
             "DOVETAIL_DATABASE": self.database_url,

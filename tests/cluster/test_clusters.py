@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dovetail.cluster.fake import FakeCluster, one_node
 from dovetail.cluster.protocol import ClusterLost, ClusterUp, Released
 from dovetail.cluster.ray_cluster import RayCluster
 from dovetail.cluster.wire import BridgeSettings
+from dovetail_workers.launch import Launch
 from dovetail_workers.process_tree import processes_with
 from dovetail_workers.reports import Started
 from dovetail_workers.storage.local import LocalStorage
@@ -24,14 +26,17 @@ class TestFakeCluster(ClusterContract):
     @pytest.fixture(autouse=True)
     def made(self, tmp_path: Path) -> None:
         self.storage, self.listener = tmp_path, Listener()
-        self.cluster = FakeCluster(self.listener, LocalStorage(tmp_path), one_node(2))
+        self.cluster = self.fake = FakeCluster(self.listener, LocalStorage(tmp_path), one_node(2))
         self.cluster.start()
 
+    def kill_worker(self, launch: Launch) -> None:
+        self.fake.lose(launch.attempt_id)
 
-def ray_cluster(home: Path, listener: Listener) -> RayCluster:
+
+def ray_cluster(home: Path, listener: Listener, address: str | None = None) -> RayCluster:
     settings = BridgeSettings(
         namespace="dovetail",
-        address=None,
+        address=address,
         cpu_devices=2,
         device_bytes=2**30,
         ray_record=str(home / "ray.json"),
@@ -62,6 +67,13 @@ class TestRayCluster(ClusterContract):
     def made(self, shared: tuple[RayCluster, Listener, Path]) -> None:
         self.cluster, self.listener, self.storage = shared
 
+    def kill_worker(self, launch: Launch) -> None:
+        (started,) = wait_for("start", lambda: [e.report for e in entries(launch)])
+        assert isinstance(started, Started)
+        supervisor = psutil.Process(started.pid).parent()
+        assert supervisor is not None
+        supervisor.kill()
+
     def test_a_bridge_that_was_killed_is_followed_by_one_that_knows_the_worker(self) -> None:
         launch = self.launch("adopted", "sleep 1000")
         (started,) = wait_for("start", lambda: [e.report for e in entries(launch)])
@@ -79,6 +91,23 @@ class TestRayCluster(ClusterContract):
         self.cluster.release(launch.attempt_id, 0.5)
         self.listener.wait(Released, lambda e: e.attempt_id == launch.attempt_id)
         assert not alive(started.pid)
+
+
+def test_a_ray_that_is_joined_but_not_there_is_waited_for(tmp_path: Path) -> None:
+    listener = Listener()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and never listens
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        cluster = ray_cluster(tmp_path, listener, address)
+        cluster.start()
+        try:
+            for _ in range(2):
+                lost = listener.wait(ClusterLost)
+                assert lost.cause == f"no Ray cluster answers at {address}"
+                listener.forget_all(ClusterLost)
+        finally:
+            cluster.close()
+    assert not (tmp_path / "ray.json").exists()
 
 
 def test_a_record_that_is_not_whole_counts_as_none(tmp_path: Path) -> None:

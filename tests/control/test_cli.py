@@ -243,9 +243,10 @@ def test_a_dry_run_shows_spec_and_place_and_submits_nothing(
     assert said.json["placement"] == {"node": "n1", "device": "cpu:0"}
     assert said.json["spec"]["resources"]["devices"] == 1
     text = dovetail("submit", str(yaml), "--dry-run").out
-    assert text.startswith(
-        "# would run on n1/cpu:0: cpu:0 on n1 is free\nversion: 1\nname: hello\n"
-    )
+    place, code, *spec = text.splitlines()
+    assert place == "# would run on n1/cpu:0: cpu:0 on n1 is free"
+    assert code.startswith("# code: 1 file, 36B, sha256 ")
+    assert spec[:2] == ["version: 1", "name: hello"]
     assert service.records == {}
 
 
@@ -466,6 +467,47 @@ def test_every_option_is_documented(dovetail: Run, command: str) -> None:
     section = about.partition("\n## ")[0]
     options = set(re.findall(r"--[a-z-]+", dovetail(command, "--help").out)) - {"--help", "--json"}
     assert {option for option in options if f"`{option}" not in section} == set()
+
+
+@pytest.mark.parametrize("command", ["list", "add", "rm"])
+def test_the_commands_for_nodes_are_documented_too(dovetail: Run, command: str) -> None:
+    usage = dovetail("node", command, "--help").out
+    assert "--json" in usage
+    _, _, section = (REPOSITORY / "docs" / "cli.md").read_text().partition("## dovetail node\n")
+    section = section.partition("\n## ")[0]
+    assert f"`dovetail node {command}" in section
+    options = set(re.findall(r"--[a-z-]+", usage)) - {"--help", "--json"}
+    assert {option for option in options if f"`{option}" not in section} == set()
+
+
+def test_nodes_come_and_go_and_the_command_waits_for_ray_to_notice(
+    dovetail: Run, service: FakeService
+) -> None:
+    added = dovetail("node", "add", "--count", "2")
+    assert (added.code, added.err) == (0, "added n2, n3\n")
+    assert [line.split()[0] for line in added.out.splitlines()] == ["NODE", "n2", "n3"]
+    assert [node["name"] for node in dovetail("node", "list", "--json").json] == ["n1", "n2", "n3"]
+    left = dovetail("node", "rm", "n2", "--json")
+    assert [node["name"] for node in left.json] == ["n1", "n3"]
+    assert dovetail("node", "rm", "n2").code == 3
+
+
+def test_a_node_with_a_job_is_removed_only_by_force(dovetail: Run, service: FakeService) -> None:
+    service.nodes.append("n2")
+    service.put(job_view(state=State.RUNNING, attempts=(attempt_view(node="n2"),)))
+    refused = dovetail("node", "rm", "n2")
+    assert (refused.code, refused.err) == (6, "error: node n2 runs k3f9qz\n")
+    assert dovetail("node", "rm", "n2", "--force").code == 0
+
+
+def test_up_brings_the_machine_to_that_many_nodes(dovetail: Run, service: FakeService) -> None:
+    assert dovetail("up", "--nodes", "3").code == 0
+    assert service.nodes == ["n1", "n2", "n3"]
+    assert dovetail("up", "--nodes", "3").code == 0
+    more = dovetail("up", "--nodes", "2")
+    assert (more.code, "Ray has 3 nodes here, not 2" in more.err) == (6, True)
+    both = dovetail("up", "--nodes", "2", "--address", "127.0.0.1:6379")
+    assert (both.code, "--nodes and --address" in both.err) == (2, True)
 
 
 def test_names_and_ids_are_completed(dovetail: Run, service: FakeService) -> None:

@@ -5,78 +5,24 @@ piece of news.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dovetail.cluster.fake import FakeCluster, one_node
-from dovetail.cluster.protocol import ClusterUp, NodesSeen
-from dovetail.daemon import Daemon
-from dovetail.scheduler.policies import priority
-from dovetail.service.changes import Changes
-from dovetail.service.cluster_state import ClusterState
-from dovetail.store.records import JobRecord
-from dovetail.store.store import Store
-from dovetail_jobs.lifecycle import CancelRequested, Reason, State
-from dovetail_jobs.spec import JobSpec
-from dovetail_workers.reports import CheckpointSaved, Ended, Metrics, Progress, Refused
-from dovetail_workers.storage.local import LocalStorage
-
-NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-class Bench:
-    """A daemon without its thread, and a clock that only moves when told."""
-
-    def __init__(self, folder: Path, *, devices: int = 1, auto_release: bool = True) -> None:
-        self.now = NOON
-        self.store = Store(f"sqlite:///{folder / 'store.sqlite3'}")
-        self.storage = LocalStorage(folder / "storage")
-        self.state, self.changes = ClusterState(), Changes()
-        self.nodes = one_node(devices)
-        self.auto_release = auto_release
-        self.daemon = self.new_daemon()
-        self.cluster.start()
-        self.turn()
-
-    def new_daemon(self) -> Daemon:
-        return Daemon(
-            store=self.store,
-            storage=self.storage,
-            storage_uri=str(self.storage.uri("")),
-            state=self.state,
-            changes=self.changes,
-            policy=priority,
-            cluster=lambda deliver: FakeCluster(
-                deliver, self.storage, self.nodes, auto_release=self.auto_release
-            ),
-            clock=lambda: self.now,
-        )
-
-    @property
-    def cluster(self) -> FakeCluster:
-        assert isinstance(self.daemon.cluster, FakeCluster)
-        return self.daemon.cluster
-
-    def turn(self, times: int = 3) -> None:
-        for _ in range(times):
-            self.daemon.step(self.daemon.pending())
-
-    def submit(self, name: str = "a", **spec: Any) -> str:
-        resolved = JobSpec(name=name, script="true", **spec).to_json()
-        job, _ = self.store.submit(resolved, user="u", key=None, now=self.now)
-        self.turn()
-        return job.id
-
-    def job(self, job_id: str) -> JobRecord:
-        return self.store.job(job_id)
-
-    def cancel(self, job_id: str) -> None:
-        job = self.job(job_id)
-        assert self.store.apply(job_id, job.version, CancelRequested(by="u"), self.now)
-        self.turn()
+from dovetail.cluster.protocol import ClusterLost, ClusterUp, NodesSeen
+from dovetail_jobs.lifecycle import Reason, State
+from dovetail_workers import fence, keys
+from dovetail_workers.reports import (
+    CheckpointSaved,
+    CheckpointSkipped,
+    Ended,
+    Metrics,
+    Progress,
+    Refused,
+    Started,
+)
+from helpers.bench import Bench
 
 
 @pytest.fixture
@@ -320,3 +266,133 @@ def test_news_reaches_those_who_wait_for_changes(bench: Bench) -> None:
     bench.turn()
     assert bench.changes.wait(before, timeout_s=0) > before
     assert bench.changes.wait(bench.changes.number, timeout_s=0) == bench.changes.number
+
+
+def test_a_lost_attempt_is_fenced_before_the_next_one_begins(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.cluster.begin(f"{job_id}.1")
+    bench.turn()
+    assert not fence.is_fenced(bench.storage, job_id, 1)
+    bench.cluster.lose(f"{job_id}.1")
+    bench.turn()
+    assert f"{job_id}.2" in bench.cluster.launched
+    assert fence.is_fenced(bench.storage, job_id, 1)
+    assert not fence.is_fenced(bench.storage, job_id, 2)
+
+
+def test_a_stop_that_its_worker_does_not_follow_becomes_a_fence(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, auto_release=False)
+    job_id = bench.submit()
+    bench.cluster.begin(f"{job_id}.1")
+    bench.turn()
+    bench.cancel(job_id)
+    bench.now += timedelta(seconds=9)
+    bench.turn()
+    assert not fence.is_fenced(bench.storage, job_id, 1)
+    bench.now += timedelta(seconds=1)
+    bench.turn()
+    assert fence.is_fenced(bench.storage, job_id, 1)
+    bench.store.close()
+
+
+def test_a_job_cancelled_while_the_cluster_is_away_is_fenced_at_once(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.cluster.begin(f"{job_id}.1")
+    bench.turn()
+    bench.cluster.tell(ClusterLost(cause="the head is gone"))
+    bench.turn()
+    bench.cancel(job_id)
+    assert bench.job(job_id).state is State.STOPPING
+    assert fence.is_fenced(bench.storage, job_id, 1)
+
+
+def test_no_attempt_begins_while_the_fence_of_the_last_cannot_be_raised(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job_id = bench.submit()
+    bench.cluster.begin(f"{job_id}.1")
+    bench.turn()
+    away = tmp_path / "storage" / ".tmp"
+    away.rmdir()
+    bench.cluster.lose(f"{job_id}.1")
+    bench.turn()
+    assert bench.job(job_id).state is State.STARTING
+    assert f"{job_id}.2" not in bench.cluster.launched
+    away.mkdir()
+    bench.turn()
+    assert f"{job_id}.2" in bench.cluster.launched
+    assert fence.is_fenced(bench.storage, job_id, 1)
+    bench.store.close()
+
+
+def test_a_worker_that_claimed_its_attempt_and_went_silently_is_lost(bench: Bench) -> None:
+    job_id = bench.submit()
+    fence.claim(bench.storage, job_id, 1, "n1 7")
+    bench.daemon = bench.new_daemon()
+    bench.turn()
+    attempts = bench.job(job_id).attempts
+    assert [item.reason for item in attempts] == [Reason.WORKER_LOST, Reason.PLACED]
+
+
+def test_the_story_names_a_damaged_checkpoint_and_where_the_run_goes_on(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.cluster.begin(f"{job_id}.1")
+    bench.cluster.lose(f"{job_id}.1")
+    bench.turn()
+    damage = CheckpointSkipped(
+        key=f"jobs/{job_id}/checkpoints/0000000040-1/",
+        step=40,
+        attempt=1,
+        cause="model.pt is missing",
+        instead_step=20,
+    )
+    started = Started(pid=1, node="n1", device="cpu:0", resumed_from_step=20)
+    bench.cluster.report(f"{job_id}.2", damage, started)
+    bench.turn()
+    told = [(event.kind, event.message) for event in bench.store.events(job_id)][-2:]
+    assert told == [
+        (
+            "CheckpointSkipped",
+            "checkpoint of step 40 (attempt 1) is damaged: model.pt is missing; "
+            "the one of step 20 serves",
+        ),
+        ("AttemptStarted", "attempt 2 is training, resumed from step 20"),
+    ]
+
+
+def test_a_journal_cut_in_the_middle_is_told_once_and_its_attempt_is_followed_by_another(
+    bench: Bench,
+) -> None:
+    job_id = bench.submit()
+    attempt_id = f"{job_id}.1"
+    bench.cluster.begin(attempt_id)
+    bench.turn()
+    ended = Ended(outcome="succeeded", exit_code=0, message="ran to its end")
+    said = [Progress(step=step) for step in (1, 2, 3, 4, 5)]
+    bench.cluster.report(attempt_id, *said, ended, wake=False)
+    key = keys.journal_segment(job_id, 1, 2)
+    bench.storage.put(key, bench.storage.get(key)[:-10])
+    bench.cluster.lose(attempt_id, "the attempt is over")
+    bench.turn()
+    job = bench.job(job_id)
+    assert [item.reason for item in job.attempts] == [Reason.WORKER_LOST, Reason.PLACED]
+    assert job.progress is not None
+    assert job.progress.step == 5
+    story = [event.message for event in bench.store.events(job_id)]
+    damage = [text for text in story if "damaged" in text]
+    assert damage == [
+        "journal segment 2 of attempt 1 is damaged after 5 of its reports: its last line is cut off"
+    ]
+
+
+def test_a_journal_that_makes_no_sense_stops_no_other_job(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, devices=2)
+    mad, other = bench.submit(), bench.submit()
+    for job_id in (mad, other):
+        bench.cluster.begin(f"{job_id}.1")
+    bench.turn()
+    bench.cluster.begin(f"{mad}.1")
+    bench.cluster.finish(f"{other}.1")
+    bench.turn()
+    assert bench.job(mad).state is State.RUNNING
+    assert bench.job(other).state is State.SUCCEEDED
+    bench.store.close()

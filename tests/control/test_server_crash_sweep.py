@@ -5,8 +5,10 @@ state lies.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from dovetail_workers.journal import read_segments
 from dovetail_workers.reports import CheckpointSaved, Ended, Metrics, Progress, Report, Started
 from dovetail_workers.storage.local import LocalStorage
 from helpers.crash_points import CrashPoints, run_until
+from helpers.databases import Kind, Postgres
 from helpers.lasting_cluster import LastingCluster
 
 pytestmark = pytest.mark.long
@@ -69,9 +72,10 @@ class Server:
             cluster=lambda deliver: LastingCluster(
                 deliver, world.storage, world.folder / "cluster", points.here
             ),
+            holder="the one server",
             clock=lambda: self.now,
+            monotonic=lambda: (self.now - NOON).total_seconds(),
         )
-        self.cluster.start()
 
     @property
     def cluster(self) -> LastingCluster:
@@ -130,6 +134,8 @@ def the_morning_after(world: World) -> dict[str, JobRecord]:
         server.submit(name)  # whoever got no answer asks again, under the same key
     for _ in range(12):
         server.turn()
+        if all(job.state.terminal and not job.unreleased for job in server.store.jobs()):
+            break
         for attempt_id in sorted(server.cluster.live):
             job_id, _, number = attempt_id.partition(".")
             said = [
@@ -184,13 +190,15 @@ def reports_of(world: World, job: JobRecord) -> Iterator[Report]:
             yield from (entry.report for entry in entries)
 
 
-def test_a_server_that_dies_at_any_point_loses_nothing(tmp_path: Path) -> None:
+def test_a_server_that_dies_at_any_point_loses_nothing(
+    tmp_path: Path, database_kind: Kind, new_url: Callable[[], str]
+) -> None:
     count = None
     fatal = 0
     while True:
-        world = World(tmp_path / f"at-{fatal}", f"sqlite:///{tmp_path}/{fatal}.sqlite3")
+        world = World(tmp_path / f"at-{fatal}", new_url())
         Store(world.url).close()
-        died, passed = run_until(fatal or None, lambda points: a_day(world, points))  # noqa: B023
+        died, passed = run_until(fatal or None, functools.partial(a_day, world))
         if not died:
             if count is not None:
                 break
@@ -199,6 +207,26 @@ def test_a_server_that_dies_at_any_point_loses_nothing(tmp_path: Path) -> None:
         assert_nothing_lies(world, the_morning_after(world))
         shutil.rmtree(world.folder)
         fatal += 1
-    assert count is not None
     assert fatal == count + 1, "every point was hit once"
     assert count > 60
+
+
+@pytest.fixture
+def new_url(
+    database_kind: Kind, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[[], str]]:
+    """Each call gives a database of its own."""
+    numbers = itertools.count()
+    if database_kind == "sqlite":
+        yield lambda: f"sqlite:///{tmp_path}/{next(numbers)}.sqlite3"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    made: list[str] = []
+
+    def new() -> str:
+        made.append(server.new_database(migrated=True))
+        return server.url(made[-1])
+
+    yield new
+    for database in made:
+        server.drop(database)

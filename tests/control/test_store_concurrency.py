@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 
 from sqlalchemy import text
@@ -16,6 +18,7 @@ from dovetail.store.store import Store
 from dovetail_jobs.lifecycle import CancelRequested, Placed, State
 from dovetail_workers.reports import Metrics
 from helpers.build import at, spec_json
+from helpers.databases import run_statement
 
 SUBMITTER = """
 import json, sys
@@ -125,3 +128,72 @@ def test_a_reader_is_not_held_up_by_a_writer(database_url: str) -> None:
             assert store.active() == [job]
             half_done.rollback()
         engine.dispose()
+
+
+def test_many_writers_of_every_kind_never_fail_nor_lock_each_other_out(database_url: str) -> None:
+    """One decides under the lease; others submit, cancel, read, and renew beside it."""
+    with Store(database_url) as store:
+        decider = store.take_lease("one", store.lease())
+        assert decider is not None
+        barrier = Barrier(5)
+
+        def submits(number: int) -> None:
+            for index in range(8):
+                store.submit(spec_json(), user="ada", key=f"{number}-{index}", now=at())
+
+        def cancels() -> None:
+            for _ in range(12):
+                for job in store.active():
+                    store.apply(job.id, job.version, CancelRequested(by="ada"), at())
+
+        def decides() -> None:
+            for _ in range(12):
+                decider.renew_lease()
+                for job in decider.active():
+                    if job.state is State.QUEUED:
+                        placed = Placed(attempt=1, node="n1", device="cpu:0")
+                        decider.apply(job.id, job.version, placed, at(), node_id="n", cpus=1.0)
+                    elif job.state is State.STARTING:
+                        said = [Metrics(step=1, values={"loss": 1.0})]
+                        decider.record(
+                            job.id, 1, cursor_from=0, cursor_to=1, reports=said, now=at()
+                        )
+                    else:
+                        decider.mark_released(job.id, 1, at())
+
+        def race(work: Callable[[], None]) -> None:
+            barrier.wait()
+            work()
+
+        works = [partial(submits, 1), partial(submits, 2), cancels, cancels, decides]
+        with ThreadPoolExecutor(len(works)) as pool:
+            list(pool.map(race, works))
+        jobs = store.jobs()
+        assert len(jobs) == 16
+        for job in jobs:
+            ids = [event.id for event in store.events(job.id)]
+            assert ids == sorted(ids)
+            assert len(store.events(job.id)) == job.version
+    if database_url.startswith("postgresql"):
+        query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        assert run_statement(database_url, query) == [(0,)]
+
+
+def test_the_number_of_a_job_follows_the_order_of_acknowledged_submissions(
+    database_url: str,
+) -> None:
+    """Also where an attempt to submit used up a number and came to nothing."""
+    with Store(database_url) as store:
+        first, _ = store.submit(spec_json(), user="ada", key="k", now=at())
+        again, created = store.submit(spec_json(), user="ada", key="k", now=at())
+        assert (again.id, created) == (first.id, False)
+        with ThreadPoolExecutor(4) as pool:
+            same = list(
+                pool.map(
+                    lambda _: store.submit(spec_json(), user="ada", key="once", now=at()), range(4)
+                )
+            )
+        last, _ = store.submit(spec_json(), user="ada", key=None, now=at())
+        assert [created for _, created in same].count(True) == 1
+        assert first.seq < same[0][0].seq < last.seq
+        assert [job.id for job in store.active()] == [first.id, same[0][0].id, last.id]

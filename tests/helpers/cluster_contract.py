@@ -59,6 +59,10 @@ class ClusterContract:
     listener: Listener
     storage: Path
 
+    def kill_worker(self, launch: Launch) -> None:
+        """Let the worker of a running attempt die without a word."""
+        raise NotImplementedError
+
     def node(self) -> NodeView:
         return self.listener.wait(NodesSeen).nodes[0]
 
@@ -91,3 +95,12 @@ class ClusterContract:
         self.listener.wait(Released, lambda e: e.attempt_id == launch.attempt_id)
         gone = [e for e in self.listener.events if isinstance(e, WorkerGone)]
         assert len([e for e in gone if e.attempt_id == launch.attempt_id]) <= 1
+
+    def test_a_worker_that_dies_is_told_in_plain_words_and_can_be_released(self) -> None:
+        launch = self.launch("mortal", "sleep 1000")
+        self.kill_worker(launch)
+        gone = self.listener.wait(WorkerGone, lambda e: e.attempt_id == launch.attempt_id)
+        assert gone.cause.startswith("its worker died: ")
+        assert "Error" not in gone.cause
+        self.cluster.release(launch.attempt_id, 0.5)
+        self.listener.wait(Released, lambda e: e.attempt_id == launch.attempt_id)

@@ -6,6 +6,7 @@ own and removed with it. A missing package fails the tests that need it.
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import signal
 import tempfile
@@ -24,6 +25,8 @@ Kind = Literal["sqlite", "postgresql"]
 KINDS: tuple[Kind, ...] = ("sqlite", "postgresql")
 TEMPLATE = "template_dovetail"
 STOP_S = 10.0
+PLACE, PREFIX = Path("/tmp"), "dt-pg-"
+OWNED = "owned"  # locked by the session for as long as it lives
 
 
 class Postgres:
@@ -36,6 +39,9 @@ class Postgres:
 
             self._server: Any = get_server(folder / "data", cleanup_mode="delete")
         self._made = 0
+        for waits_for_disks in ("fsync", "synchronous_commit", "full_page_writes"):
+            self.run(f"ALTER SYSTEM SET {waits_for_disks} = off")
+        self.run("SELECT pg_reload_conf()")
         self.create(TEMPLATE, like="template1")
         upgrade(self.url(TEMPLATE))
 
@@ -78,17 +84,37 @@ class Postgres:
 
 @contextmanager
 def running_postgres() -> Iterator[Postgres]:
+    """A server that lives as long as the block; also ends what a killed session left."""
+    _end_orphans()
     # A socket's path has at most 107 characters: too few for one of pytest's own folders.
-    folder = Path(tempfile.mkdtemp(prefix="dt-pg-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=PLACE))
     folder.chmod(0o755)
-    try:
-        server = Postgres(folder)
+    with (folder / OWNED).open("w") as owned:
+        fcntl.flock(owned, fcntl.LOCK_EX)
         try:
-            yield server
+            server = Postgres(folder)
+            try:
+                yield server
+            finally:
+                server.remove()
         finally:
-            server.remove()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_orphans() -> None:
+    """A session that was killed could not end its server; its lock fell with it."""
+    for lock in PLACE.glob(f"{PREFIX}*/{OWNED}"):
+        try:
+            with lock.open() as owned:
+                fcntl.flock(owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                pid = int((lock.parent / "data" / "postmaster.pid").read_text().split()[0])
+                orphan = psutil.Process(pid)
+                if str(lock.parent) in " ".join(orphan.cmdline()):
+                    orphan.send_signal(signal.SIGQUIT)
+                    orphan.wait(STOP_S)
+        except (OSError, ValueError, psutil.Error):
+            continue  # another session's, or not running any more
+        shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def run_statement(url: str, statement: str) -> list[tuple[Any, ...]]:

@@ -19,6 +19,7 @@ import uvicorn
 
 from dovetail.api.app import create_app
 from dovetail.service.contract import ServerOptions, Service
+from dovetail.service.use_cases import Platform
 from dovetail.settings import Settings
 from helpers.fake_service import FakeService
 
@@ -33,7 +34,7 @@ def listener() -> socket.socket:
     return bound
 
 
-def make_server(service: FakeService | Stage) -> uvicorn.Server:
+def make_server(service: FakeService | Stage | Platform) -> uvicorn.Server:
     config = uvicorn.Config(
         create_app(cast(Service, service), TOKEN), log_level="critical", lifespan="off", ws="none"
     )

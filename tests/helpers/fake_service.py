@@ -6,15 +6,18 @@ of `script`.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from dovetail.service.contract import (
     AttemptView,
     CheckpointView,
     ClusterStatus,
+    CodeView,
     DeviceStatus,
     EventView,
     FilesView,
@@ -22,6 +25,7 @@ from dovetail.service.contract import (
     LogChunk,
     MemoryView,
     MetricPointView,
+    NodesChanged,
     NodeStatus,
     PlacementView,
     PlanView,
@@ -33,6 +37,7 @@ from dovetail.service.contract import (
 )
 from dovetail_jobs.errors import Conflict, NotFound
 from dovetail_jobs.lifecycle import State
+from dovetail_jobs.snapshot.archive import verify
 from dovetail_jobs.spec import JobSpec
 
 GIB = 2**30
@@ -139,15 +144,18 @@ class FakeService:
         self.points: dict[str, list[MetricPointView]] = {}
         self.script: list[Callable[[], object]] = []
         self.users: list[str] = []
+        self.archives: dict[str, bytes] = {}
+        self.uploads: list[str] = []
         self.ray = RayStatus(
             state="up", address="127.0.0.1:6380", dashboard_url="http://127.0.0.1:8265"
         )
         self.options = ServerOptions(cpu_devices=1, device_memory_bytes=4 * GIB)
+        self.nodes = ["n1"]
         self.url = url
         self.pid = 4000
         self.ended: list[bool] = []
         self.on_shutdown: Callable[[], None] = lambda: None
-        self._keys: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._keys: dict[str, tuple[str, dict[str, Any], str | None]] = {}
         self._number = 1
         self._closed = False
         self._changed = threading.Condition()
@@ -168,26 +176,43 @@ class FakeService:
         self.log_texts[place] = self.log_texts.get(place, b"") + text.encode()
         self._bump()
 
-    def submit(self, spec: JobSpec, key: str | None, user: str) -> tuple[JobView, bool]:
+    def submit(
+        self, spec: JobSpec, key: str | None, user: str, code: str | None = None
+    ) -> tuple[JobView, bool]:
         self.users.append(user)
         resolved = spec.to_json()
         if key is not None and key in self._keys:
-            known, before = self._keys[key]
-            if before != resolved:
+            known, *before = self._keys[key]
+            if before != [resolved, code]:
                 raise Conflict(f"key {key} was used for another spec; use a new one")
             return self.records[known], False
-        job = self.put(job_view(id=f"job{len(self.records)}", name=spec.name, spec=resolved))
+        job = self.put(
+            job_view(id=f"job{len(self.records)}", name=spec.name, spec=resolved, code=code)
+        )
         if key is not None:
-            self._keys[key] = (job.id, resolved)
+            self._keys[key] = (job.id, resolved, code)
         return job, True
 
-    def plan(self, spec: JobSpec) -> PlanView:
+    def plan(self, spec: JobSpec, code: str | None = None) -> PlanView:
         return PlanView(
             spec=spec.to_json(),
             placement=PlacementView(node="n1", device="cpu:0"),
             reason="PLACED",
             message="cpu:0 on n1 is free",
+            code=None if code is None else self.code(code),
         )
+
+    def code(self, sha256: str) -> CodeView:
+        if sha256 not in self.archives:
+            raise NotFound(f"code {sha256}: is not kept here")
+        snapshot = verify(io.BytesIO(self.archives[sha256]), sha256)
+        return CodeView(sha256=sha256, bytes=snapshot.bytes, files=snapshot.files)
+
+    def keep_code(self, sha256: str, archive: Path) -> CodeView:
+        verify(io.BytesIO(archive.read_bytes()), sha256)
+        self.archives[sha256] = archive.read_bytes()
+        self.uploads.append(sha256)
+        return self.code(sha256)
 
     def job(self, ref: str) -> JobView:
         for job in reversed(self.records.values()):
@@ -248,7 +273,10 @@ class FakeService:
         for job in self.records.values():
             counts[job.state] = counts.get(job.state, 0) + 1
         devices = (DeviceStatus(name="cpu:0", bytes=4 * GIB),)
-        nodes = (NodeStatus(id="f00", name="n1", cpus=2, devices=devices),)
+        nodes = tuple(
+            NodeStatus(id=f"f0{index}", name=name, cpus=2, devices=devices)
+            for index, name in enumerate(self.nodes)
+        )
         return ClusterStatus(
             server=ServerStatus(
                 pid=self.pid, url=self.url, version="0.1.0", uptime_s=61.0, options=self.options
@@ -257,6 +285,26 @@ class FakeService:
             nodes=nodes if self.ray.state == "up" else (),
             counts=counts,
         )
+
+    def add_nodes(self, count: int) -> NodesChanged:
+        """They are there when somebody has waited for them."""
+        names = tuple(f"n{len(self.nodes) + 1 + index}" for index in range(count))
+        self.script.append(lambda: self.nodes.extend(names))
+        return NodesChanged(names=names)
+
+    def remove_node(self, name: str, force: bool) -> NodesChanged:
+        """A node of the fake runs what an unfinished job's newest attempt says."""
+        if name not in self.nodes[1:]:
+            raise NotFound(f"no local node {name}")
+        running = [
+            job.id
+            for job in self.records.values()
+            if not job.state.terminal and job.attempts and job.attempts[-1].node == name
+        ]
+        if running and not force:
+            raise Conflict(f"node {name} runs {', '.join(running)}")
+        self.script.append(lambda: self.nodes.remove(name))
+        return NodesChanged(names=(name,))
 
     def change_number(self) -> int:
         return self._number

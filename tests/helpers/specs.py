@@ -85,6 +85,7 @@ _shared = {
     "priority": st.integers(0, 100),
     "retry": given(max=st.integers(0, 100), on=st.just([]) | st.just(["failure"])),
     "max_duration": st.sampled_from(["2h", "1h30m", 45, 0.5]),
+    "progress_timeout": st.sampled_from(["10m", 30, 0.5]),
 }
 family_jobs = st.fixed_dictionaries(
     {

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dovetail_jobs.resolve import NOT_YET
+from dovetail_jobs.errors import SpecError
+from dovetail_jobs.load import load_data
+from dovetail_jobs.resolve import NOT_YET, resolve
 from helpers.job_text import JOB, load, refused
 
 SCRIPT = "name: s\nscript: python train.py\n"
@@ -31,6 +33,16 @@ def test_a_relative_dataset_starts_where_the_yaml_lies(tmp_path: Path) -> None:
     assert spec.params["dataset"] == str(tmp_path / "data")
 
 
+def test_a_copy_of_the_code_stands_for_a_workdir_that_is_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "mine.py").write_text("def build(params, context): ...\n")
+    there = {"name": "s", "family": "mine", "train": {"steps": 1}, "workdir": "/on/their/machine"}
+    spec = resolve(load_data(there), base=tmp_path, code=tmp_path / "copy")
+    assert spec.workdir == "/on/their/machine"
+    with pytest.raises(SpecError, match="is no folder"):
+        resolve(load_data(there), base=tmp_path)
+
+
 def test_a_batch_is_split_evenly_over_accumulation() -> None:
     assert load(JOB, "train.accumulate=4").params["batch_size"] == 8
     assert "must be divisible by 3" in refused(JOB, "train.accumulate=3")
@@ -43,6 +55,10 @@ ASKED = {
     "resources.devices": "resources.devices=2",
     "resources.share": "resources.share=true",
     "memory.policy": "memory.policy=tensile",
+    "env.VIRTUAL_ENV": "env.VIRTUAL_ENV=/opt/venv",
+    "env.CONDA_PREFIX": "env.CONDA_PREFIX=/opt/conda",
+    "env.CONDA_DEFAULT_ENV": "env.CONDA_DEFAULT_ENV=mine",
+    "env.PYTHONHOME": "env.PYTHONHOME=/opt/python",
 }
 
 

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovetail_jobs.snapshot.archive import Snapshot, SnapshotDamaged, pack, unpack, verify
-from dovetail_jobs.snapshot.workdir import ENTRY_LIMIT, Survey, WorkdirRefused, survey
+from dovetail_jobs.snapshot.limits import ENTRY_LIMIT
+from dovetail_jobs.snapshot.workdir import Survey, WorkdirRefused, survey
 from helpers.trees import Tree, read_tree, trees, write_tree
 
 NOBODY = 65534
@@ -150,12 +151,15 @@ def test_five_gigabytes_are_refused_within_milliseconds_with_what_is_large(tmp_p
     write_tree(tmp_path, {"train.py": b"x", "data/raw/one.bin": b""})
     with (tmp_path / "data" / "raw" / "one.bin").open("wb") as file:
         file.truncate(5 * 2**30)
-    begin_s = time.monotonic()
-    rule = refused(tmp_path)
-    assert time.monotonic() - begin_s < 0.25
+    took_s = []
+    for _ in range(5):
+        begin_s = time.monotonic()
+        rule = refused(tmp_path)
+        took_s.append(time.monotonic() - begin_s)
+    assert min(took_s) < 0.05
     assert rule == (
         "holds more than 100MiB (5GiB so far: data/raw/one.bin 5GiB, train.py 1B); "
-        "add them to .gitignore, or set workdir to a smaller folder"
+        "add what is no code to .gitignore, or set workdir to a smaller folder"
     )
     (tmp_path / ".gitignore").write_text("data/\n")
     assert packed(tmp_path)[0].files == 2
@@ -174,7 +178,7 @@ def test_more_files_than_any_code_has_are_refused(tmp_path: Path) -> None:
         os.mknod(tmp_path / "images" / str(number))
     assert refused(tmp_path) == (
         f"holds more than {ENTRY_LIMIT} files and folders (so far: images/ {ENTRY_LIMIT + 1} "
-        "entries); add them to .gitignore, or set workdir to a smaller folder"
+        "entries); add what is no code to .gitignore, or set workdir to a smaller folder"
     )
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,17 @@ def test_temporary_files_cannot_be_named_by_a_key(tmp_path: Path) -> None:
         storage.get(".tmp/half")
     storage.put("a/.tmp/b", b"a part deeper down may have that name")
     assert [found.key for found in storage.list("")] == ["a/.tmp/b"]
+
+
+def test_what_a_killed_writer_left_goes_a_day_later(tmp_path: Path) -> None:
+    LocalStorage(tmp_path)
+    old, young = (tmp_path / ".tmp" / name for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    yesterday = time.time() - 90_000
+    os.utime(old, (yesterday, yesterday))
+    LocalStorage(tmp_path)
+    assert list((tmp_path / ".tmp").iterdir()) == [young]
 
 
 def test_a_write_that_finds_no_room_names_the_key_and_the_way_out(tmp_path: Path) -> None:

@@ -6,8 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from dovetail_workers import keys
 from dovetail_workers.launch import Launch
-from dovetail_workers.reports import CheckpointSaved, Ended, Metrics, Progress, Started
+from dovetail_workers.reports import (
+    CheckpointSaved,
+    CheckpointSkipped,
+    Ended,
+    Metrics,
+    Progress,
+    Started,
+)
+from dovetail_workers.storage.local import LocalStorage
 from helpers.attempts import (
     alive,
     ended,
@@ -210,3 +219,41 @@ def test_a_python_script_may_use_the_reporter(tmp_path: Path) -> None:
     second = script_launch(tmp_path, "python program.py", attempt=2, workdir=str(tmp_path))
     assert run(second, tmp_path).outcome == "succeeded"
     assert (log_text(first), log_text(second)) == ("None\n", "at three\n")
+
+
+def test_a_damaged_checkpoint_of_a_script_is_named_and_the_one_before_serves(
+    tmp_path: Path,
+) -> None:
+    save = (
+        "for s in 1 2; do d=$DOVETAIL_CHECKPOINTS/$s; mkdir $d; echo state $s > $d/a; "
+        'echo "{\\"step\\": $s, \\"checkpoint\\": \\"$d\\"}" >> $DOVETAIL_REPORTS; done; '
+        "kill -9 $$"
+    )
+    first = script_launch(tmp_path, save)
+    assert run(first, tmp_path).outcome == "lost"
+    storage, newest = LocalStorage(tmp_path), keys.checkpoint_prefix("abc123", 2, 1)
+    storage.put(newest + "parts/a", b"state 3\n")
+    second = script_launch(tmp_path, "cat $DOVETAIL_RESUME/a", attempt=2)
+    assert run(second, tmp_path).outcome == "succeeded"
+    assert log_text(second) == "state 1\n"
+    skipped, started, *_ = (entry.report for entry in entries(second))
+    assert isinstance(skipped, CheckpointSkipped)
+    assert (skipped.key, skipped.instead_step) == (newest, 1)
+    assert isinstance(started, Started)
+    assert started.resumed_from_step == 1
+
+
+def test_what_only_the_supervisor_may_say_is_not_taken_from_a_program(tmp_path: Path) -> None:
+    forged = (
+        '{"type": "ended", "outcome": "succeeded", "exit_code": 0, "message": "x"}',
+        '{"type": "started", "pid": 1, "node": "n", "device": "d"}',
+        '{"type": "journal_damaged", "segment": 1, "whole": 0, "cause": "x"}',
+        '{"type": "metrics", "step": 1, "values": {"loss": "low"}}',
+        '{"step": 1, "phase": ["train"]}',
+        '{"step": 1, "metrics": {"loss": 1' + "0" * 400 + "}}",
+    )
+    script = "; ".join(f"echo '{line}' >> $DOVETAIL_REPORTS" for line in forged) + "; exit 3"
+    launch = script_launch(tmp_path, script)
+    assert run(launch, tmp_path).outcome == "failed"
+    assert [type(entry.report) for entry in entries(launch)] == [Started, Ended]
+    assert log_text(launch).count("dovetail: this report line was not understood") == len(forged)

@@ -6,6 +6,7 @@ jobs/<id>/attempts/<n>/journal/00000001.jsonl    reports, numbered without gaps
 jobs/<id>/attempts/<n>/log/00000001.log          what the program printed, numbered without gaps
 jobs/<id>/curves/attempt-<n>/events.out.tfevents…  TensorBoard files
 jobs/<id>/checkpoints/0000000100-<n>/…           parts/… and, written last, manifest.json
+code/<sha256>.tar.gz                             a code snapshot, by the hash of its content
 """
 
 from __future__ import annotations
@@ -45,3 +46,7 @@ def checkpoints_prefix(job_id: str) -> str:
 
 def checkpoint_prefix(job_id: str, step: int, attempt: int) -> str:
     return f"jobs/{job_id}/checkpoints/{step:010d}-{attempt}/"
+
+
+def code_archive(sha256: str) -> str:
+    return f"code/{sha256}.tar.gz"

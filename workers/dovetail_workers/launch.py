@@ -9,7 +9,8 @@ from typing import Any
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """`spec` is the resolved JSON of the job. `resume_from` lists storage prefixes whose
-    checkpoints may serve, best first.
+    checkpoints may serve, best first. `code` is the sha256 of the code snapshot to run; without it
+    the program runs in the spec's `workdir` as that is.
     """
 
     job_id: str
@@ -21,6 +22,7 @@ class Launch:
     device_bytes: int
     storage_uri: str
     resume_from: tuple[str, ...] = ()
+    code: str | None = None
 
     @property
     def attempt_id(self) -> str:
@@ -35,3 +37,9 @@ class Launch:
         known = {field.name for field in fields(cls)}
         given = {key: item for key, item in value.items() if key in known}
         return cls(**{**given, "resume_from": tuple(given.get("resume_from", ()))})
+
+
+def parse_attempt_id(attempt_id: str) -> tuple[str, int]:
+    """The job's id and the attempt's number."""
+    job_id, _, number = attempt_id.partition(".")
+    return job_id, int(number)

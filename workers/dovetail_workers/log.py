@@ -71,6 +71,13 @@ class LogWriter:
             self._add(data[:cut])
         self._segments.poke()
 
+    def say(self, text: str) -> None:
+        """A line of our own words, below the line that the program is in."""
+        with self._lock:
+            last = (self._tail + self._unfinished)[-1:]
+        begin = "" if last in (b"", b"\n") else "\n"
+        self.write(f"{begin}{OWN_WORDS} {text}\n".encode())
+
     def tail(self) -> str:
         """The last lines, for the message of a failure."""
         with self._lock:

@@ -119,8 +119,10 @@ class Pacer:
         with self._condition:
             was_closed = self._closed
             left_s = self._give_up_at_s - time.monotonic()
-            if left_s <= 0 or self._abandoned:
+            if left_s <= 0:
                 raise refusal
             self._condition.wait_for(
                 lambda: self._closed and not was_closed, timeout=min(pause_s, left_s)
             )
+            if self._abandoned:
+                raise refusal

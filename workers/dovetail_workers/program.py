@@ -32,10 +32,6 @@ def command(launch: Launch, scratch: Path) -> list[str]:
     return [*python, "dovetail_workers.exec_script", str(os.getpid()), *words]
 
 
-def working_directory(launch: Launch, scratch: Path) -> Path:
-    return Path(launch.spec["workdir"]) if launch.spec.get("workdir") else scratch
-
-
 def secret_values(launch: Launch, environment: Mapping[str, str]) -> dict[str, str]:
     """The job's secrets by name, read where the worker runs. Raises UserError naming the reference,
     never the value.
@@ -64,12 +60,13 @@ def secret_values(launch: Launch, environment: Mapping[str, str]) -> dict[str, s
 def environment(
     launch: Launch,
     scratch: Path,
+    folder: Path,
     inherited: Mapping[str, str],
     secrets: Mapping[str, str],
     resume_folder: Path | None,
 ) -> dict[str, str]:
-    """The variables of the training process. The thread count follows `resources.cpus`, so that
-    numbers depend on the spec only.
+    """The variables of the training process, which runs in `folder`. The thread count follows
+    `resources.cpus`, so that numbers depend on the spec only.
     """
     spec = JobSpec.model_validate(launch.spec)
     kept = {k: v for k, v in inherited.items() if not k.startswith(_NOT_INHERITED)}
@@ -97,7 +94,9 @@ def environment(
         "DOVETAIL_CHECKPOINTS": str(scratch / "checkpoints"),
     }
     if spec.workdir is not None:
-        values["PYTHONPATH"] = spec.workdir
+        own = [str(folder), *filter(None, [spec.env.get("PYTHONPATH")])]
+        values["PYTHONPATH"] = os.pathsep.join(own)
+        values["DOVETAIL_SUBMIT_DIR"] = spec.workdir
     if resume_folder is not None:
         values["DOVETAIL_RESUME"] = str(resume_folder)
     return values

@@ -29,7 +29,7 @@ from dovetail_workers.hang import HangWatch
 from dovetail_workers.inbox import ReportInbox
 from dovetail_workers.journal import JournalWriter
 from dovetail_workers.launch import Launch
-from dovetail_workers.log import OWN_WORDS, LogWriter
+from dovetail_workers.log import LogWriter
 from dovetail_workers.pace import pauses_s
 from dovetail_workers.reports import (
     CheckpointFolder,
@@ -45,6 +45,7 @@ from dovetail_workers.reports import (
 from dovetail_workers.storage.open import open_storage
 from dovetail_workers.storage.protocol import StorageError
 from dovetail_workers.verdict import Traces, verdict
+from dovetail_workers.working_folder import WorkingFolder, open_working_folder
 
 SCRIPT_CHECKPOINTS_KEPT = 2
 END_PATIENCE_S = 60.0  # with a storage that refuses the attempt's first or last word
@@ -79,6 +80,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._over = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        self._folder: WorkingFolder
         self._lock = threading.Lock()
         self._place = (launch.job_id, launch.attempt)
         self._journal = JournalWriter(
@@ -176,10 +178,12 @@ class Supervisor:
         (scratch / "launch.json").write_text(json.dumps(launch.to_json()))
         (scratch / "checkpoints").mkdir()
         secrets = program.secret_values(launch, os.environ)
+        self._folder = open_working_folder(launch, self._storage, scratch)
         resumed = self._resume_script(scratch / "resume")
         environment = program.environment(
             launch,
             scratch,
+            self._folder.path,
             os.environ,
             secrets,
             scratch / "resume" if resumed is not None else None,
@@ -193,15 +197,13 @@ class Supervisor:
             on_written=self._on_news,
             on_broken=self._broken,
         )
-        inbox = ReportInbox(
-            scratch / "reports",
-            accept=self._accept,
-            complain=lambda text: log.write(f"{OWN_WORDS} {text}\n".encode()),
-        )
+        inbox = ReportInbox(scratch / "reports", accept=self._accept, complain=log.say)
         try:
             exit_code = self._train(scratch, environment, log, resumed)
         finally:
             inbox.close()
+            if farewell := self._folder.farewell():
+                log.say(farewell)
             with contextlib.suppress(StorageError, Fenced):
                 log.close(LOG_PATIENCE_S if self._fenced is None else 0)
         return self._ended(exit_code, log.tail())
@@ -220,7 +222,7 @@ class Supervisor:
             try:
                 process = subprocess.Popen(
                     program.command(self._launch, scratch),
-                    cwd=program.working_directory(self._launch, scratch),
+                    cwd=self._folder.path,
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
@@ -294,11 +296,12 @@ class Supervisor:
         """
         launch = self._launch
         prefix = keys.checkpoint_prefix(launch.job_id, report.step, launch.attempt)
-        folder = Path(program.working_directory(launch, Path.cwd()), report.path)
+        folder = self._folder.path / report.path
         try:
             saved = checkpoint.save_folder(self._storage, prefix, report.step, "train", folder)
         except (DovetailError, StorageError) as error:
             raise ValueError(f"checkpoint not kept: {error}") from None
+        self._folder.keep(folder)
         self._journal.append(
             CheckpointSaved(
                 step=report.step, key=prefix, uri=self._storage.uri(prefix), bytes=saved.bytes

@@ -22,13 +22,8 @@ from pathlib import Path
 from typing import IO
 
 from dovetail_jobs.errors import UserError
-from dovetail_jobs.snapshot.workdir import (
-    ENTRY_LIMIT,
-    LIMIT_BYTES,
-    WAY_OUT,
-    Survey,
-    WorkdirRefused,
-)
+from dovetail_jobs.snapshot.limits import ENTRY_LIMIT, LIMIT_BYTES, WAY_OUT
+from dovetail_jobs.snapshot.workdir import Survey, WorkdirRefused
 from dovetail_jobs.units import format_bytes
 
 _READ_TRIES = 5
@@ -80,14 +75,17 @@ def pack(survey: Survey, archive: Path) -> Snapshot:
     return Snapshot(sha256=content.digest.hexdigest(), bytes=packed_bytes, files=survey.files)
 
 
-def verify(archive: IO[bytes], sha256: str, *, limit_bytes: int = LIMIT_BYTES) -> Snapshot:
-    """What an archive holds, if it is that of `sha256`; SnapshotDamaged otherwise."""
+def verify(archive: IO[bytes], sha256: str, *, limit_bytes: int | None = LIMIT_BYTES) -> Snapshot:
+    """What an archive holds, if it is that of `sha256`; SnapshotDamaged otherwise.
+
+    Without a limit, its sender is trusted to have kept one.
+    """
     with _content(archive, sha256, limit_bytes) as tar:
         return _snapshot(sha256, _members(tar, sha256, limit_bytes))
 
 
 def unpack(
-    archive: IO[bytes], sha256: str, into: Path, *, limit_bytes: int = LIMIT_BYTES
+    archive: IO[bytes], sha256: str, into: Path, *, limit_bytes: int | None = LIMIT_BYTES
 ) -> Snapshot:
     """Write an archive's files into the new folder `into`; SnapshotDamaged if it is not whole.
 
@@ -165,7 +163,7 @@ def _read(folder: Path, name: str, room_bytes: int) -> tuple[bytes, bool]:
 
 
 @contextmanager
-def _content(archive: IO[bytes], sha256: str, limit_bytes: int) -> Iterator[tarfile.TarFile]:
+def _content(archive: IO[bytes], sha256: str, limit_bytes: int | None) -> Iterator[tarfile.TarFile]:
     """The archive's content, after its hash was compared."""
     digest, size = hashlib.sha256(), 0
     with tempfile.TemporaryFile() as content:
@@ -173,7 +171,7 @@ def _content(archive: IO[bytes], sha256: str, limit_bytes: int) -> Iterator[tarf
             with gzip.GzipFile(fileobj=archive, mode="rb") as compressed:
                 while chunk := compressed.read(_CHUNK_BYTES):
                     size += len(chunk)
-                    if size > largest_archive_bytes(limit_bytes):
+                    if limit_bytes is not None and size > largest_archive_bytes(limit_bytes):
                         raise _too_large(sha256, limit_bytes)
                     digest.update(chunk)
                     content.write(chunk)
@@ -189,7 +187,9 @@ def _content(archive: IO[bytes], sha256: str, limit_bytes: int) -> Iterator[tarf
             raise _damaged(sha256, str(error)) from None
 
 
-def _members(tar: tarfile.TarFile, sha256: str, limit_bytes: int) -> dict[str, tarfile.TarInfo]:
+def _members(
+    tar: tarfile.TarFile, sha256: str, limit_bytes: int | None
+) -> dict[str, tarfile.TarInfo]:
     """The members by name, folders before what is in them; nothing that could reach outside."""
     found: dict[str, tarfile.TarInfo] = {}
     for member in tar:
@@ -207,7 +207,7 @@ def _members(tar: tarfile.TarFile, sha256: str, limit_bytes: int) -> dict[str, t
         found[member.name] = member
         if len(found) > ENTRY_LIMIT:
             raise _damaged(sha256, f"it holds more than {ENTRY_LIMIT} files and folders")
-    if sum(member.size for member in found.values()) > limit_bytes:
+    if limit_bytes is not None and sum(member.size for member in found.values()) > limit_bytes:
         raise _too_large(sha256, limit_bytes)
     return found
 

@@ -16,11 +16,9 @@ from typing import Literal
 
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.snapshot.ignore import Ignored
+from dovetail_jobs.snapshot.limits import ENTRY_LIMIT, LIMIT_BYTES, WAY_OUT
 from dovetail_jobs.units import format_bytes
 
-LIMIT_BYTES = 100 * 2**20
-ENTRY_LIMIT = 20_000
-WAY_OUT = "add them to .gitignore, or set workdir to a smaller folder"
 _SHOWN = 3
 _SPECIAL = {
     stat.S_IFSOCK: "a socket",

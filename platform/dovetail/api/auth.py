@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -22,15 +23,24 @@ BODY_LIMIT_BYTES = 2 * 2**20
 class Guard:
     """ASGI middleware in front of every route: Host, then token, then the size of the body.
 
-    `open_paths` need no token. Everything else answers 401 before anything of the request is read.
+    `open_paths` need no token; everything else answers 401 before anything of the request is read.
+    `body_limits` are the limits of paths that begin so, in bytes.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str, open_paths: frozenset[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        token: str,
+        open_paths: frozenset[str],
+        body_limits: Mapping[str, int],
+    ) -> None:
         if not token:
             raise ValueError("the server needs a token that is not empty")
         self._app = app
         self._expected = f"Bearer {token}".encode()
         self._open_paths = open_paths
+        self._body_limits = body_limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,7 +62,10 @@ class Guard:
             )
             await problems.respond(refused_token)(scope, receive, send)
             return
-        await self._app(scope, _Limited(receive), send)
+        limits = (
+            limit for begin, limit in self._body_limits.items() if scope["path"].startswith(begin)
+        )
+        await self._app(scope, _Limited(receive, next(limits, BODY_LIMIT_BYTES)), send)
 
     def _knows_token(self, headers: Headers) -> bool:
         given = headers.get("authorization", "").encode("utf-8", "surrogateescape")
@@ -62,15 +75,15 @@ class Guard:
 class _Limited:
     """A request's body, refused once it is longer than the limit, whatever its headers say."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, receive: Receive, limit_bytes: int) -> None:
+        self._receive, self._limit_bytes = receive, limit_bytes
         self._read_bytes = 0
 
     async def __call__(self) -> Message:
         message = await self._receive()
         self._read_bytes += len(message.get("body", b""))
-        if self._read_bytes > BODY_LIMIT_BYTES:
-            raise HTTPException(413, f"the body is longer than {BODY_LIMIT_BYTES} bytes")
+        if self._read_bytes > self._limit_bytes:
+            raise HTTPException(413, f"the body is longer than {self._limit_bytes} bytes")
         return message
 
 

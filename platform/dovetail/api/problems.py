@@ -13,6 +13,7 @@ from dovetail.service.contract import ProblemDetails, ProblemView
 from dovetail_jobs.errors import (
     AuthError,
     Conflict,
+    DatabaseLost,
     DovetailError,
     NotFound,
     Problem,
@@ -27,6 +28,7 @@ STATUS: dict[type[DovetailError], tuple[int, str]] = {
     UserError: (400, "The request is refused"),
     NotFound: (404, "Not found"),
     AuthError: (401, "No valid token"),
+    DatabaseLost: (503, "The database does not answer"),
     Unreachable: (503, "The cluster does not answer"),
     Conflict: (409, "Does not fit the present state"),
     DovetailError: (500, "Failed"),

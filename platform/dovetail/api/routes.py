@@ -13,15 +13,17 @@ from typing import Annotated
 import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import APIRouter, Body, Header, Query, Response
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 from starlette.concurrency import run_in_threadpool
 
+from dovetail.api.code import SHA256
 from dovetail.service.contract import (
     ClusterStatus,
     EventView,
     JobView,
     LogChunk,
     MetricPointView,
+    NodesChanged,
     PlanView,
     Service,
 )
@@ -31,6 +33,7 @@ from dovetail_jobs.load import load_data
 CHANGE = "Dovetail-Change"
 LONGEST_WAIT_S = 30.0
 LARGEST_CHUNK_BYTES = 2**20
+MOST_NODES = 16  # added at once: each is some six processes of this machine
 # A waiting request holds a thread. They have their own, so that followers never delay a cancel.
 WAITERS = 256
 
@@ -38,6 +41,10 @@ Spec = Annotated[
     dict[str, JsonValue], Body(description="A job; `dovetail schema` prints its JSON Schema")
 ]
 After = Annotated[int | None, Query(ge=0, description="wait for a change number above this")]
+Code = Annotated[
+    str | None,
+    Query(pattern=SHA256, description="the sha256 of the code that it runs, sent before"),
+]
 Timeout = Annotated[float, Query(ge=0, le=LONGEST_WAIT_S, description="seconds to wait at most")]
 
 
@@ -45,6 +52,13 @@ class Health(BaseModel):
     """The server answers."""
 
     ok: bool = True
+
+
+class NodesRequest(BaseModel):
+    """Extra nodes of this machine."""
+
+    count: int = Field(default=1, ge=1, le=MOST_NODES)
+    """How many to add."""
 
 
 class ShutdownRequest(BaseModel):
@@ -78,19 +92,20 @@ def router(service: Service) -> APIRouter:
     def submit(
         spec: Spec,
         response: Response,
+        code: Code = None,
         idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
         dovetail_user: Annotated[str, Header(min_length=1, max_length=64)] = "unknown",
     ) -> JobView:
         """Submit a job: 201 for a new one, 200 when this Idempotency-Key has submitted it."""
-        job, created = service.submit(load_data(spec), idempotency_key, dovetail_user)
+        job, created = service.submit(load_data(spec), idempotency_key, dovetail_user, code)
         if not created:
             response.status_code = 200
         return job
 
     @routes.post("/jobs/plan")
-    def plan(spec: Spec) -> PlanView:
+    def plan(spec: Spec, code: Code = None) -> PlanView:
         """What a submission would do now, without doing it."""
-        return service.plan(load_data(spec))
+        return service.plan(load_data(spec), code)
 
     @routes.get("/jobs")
     def jobs(
@@ -158,6 +173,16 @@ def router(service: Service) -> APIRouter:
         """Server, cluster, devices and counts; a long poll with `after`."""
         await changed(response, after, timeout)
         return await run_in_threadpool(service.status)
+
+    @routes.post("/nodes", status_code=201)
+    def add_nodes(request: NodesRequest) -> NodesChanged:
+        """Start extra Ray nodes with CPU devices on the server's machine."""
+        return service.add_nodes(request.count)
+
+    @routes.delete("/nodes/{name}")
+    def remove_node(name: str, force: bool = False) -> NodesChanged:
+        """End an extra node; refused while it runs jobs, unless `force`: they move then."""
+        return service.remove_node(name, force)
 
     @routes.post("/shutdown", status_code=202)
     def shutdown(request: ShutdownRequest) -> Health:

@@ -75,6 +75,7 @@ def examine(settings: Settings) -> list[Finding]:
         check_disk(settings),
         check_gpu(shutil.which("nvidia-smi")),
         *check_home(settings),
+        check_database(settings),
         *check_server(settings),
     ]
 
@@ -217,6 +218,16 @@ def check_home(settings: Settings) -> list[Finding]:
             )
     fact = str(home) if home.exists() else f"{home} will be made at the first start"
     return findings or [Finding(name="home", level="ok", fact=fact)]
+
+
+def check_database(settings: Settings) -> Finding:
+    """Whether it answers and has a schema that this Dovetail knows; changes nothing in it."""
+    from dovetail.store.schema import describe
+
+    try:
+        return Finding(name="database", level="ok", fact=describe(settings.database_url))
+    except DovetailError as error:
+        return Finding(name="database", level="fail", fact=error.message)
 
 
 def check_server(settings: Settings) -> list[Finding]:

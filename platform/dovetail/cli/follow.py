@@ -5,12 +5,13 @@ One loop, woken by the server's change number.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dovetail.cli.options import connect_again
-from dovetail.cli.output import Json
-from dovetail_jobs.errors import Unreachable
+from dovetail.cli.output import Json, say
+from dovetail_jobs.errors import DatabaseLost, Unreachable
 
 if TYPE_CHECKING:
     from dovetail.client import Client
@@ -67,6 +68,12 @@ def follow_job(
             if reader:
                 for attempt in job["attempts"]:
                     reader.read(attempt["number"], LAST_LINES_S if over else None)
+        except DatabaseLost as lost:
+            say(lost.message)
+            with contextlib.suppress(Unreachable):  # then the server is gone too, as found above
+                client.wait_for_database()
+            change = None
+            continue
         except Unreachable as lost:
             client, change = again(lost), None  # each server counts its changes from 0
             if reader:

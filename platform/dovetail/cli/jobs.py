@@ -23,6 +23,7 @@ from dovetail.cli.output import (
 from dovetail_jobs.units import format_bytes, format_seconds
 
 RECENT = 5
+CODE_DIGITS = 12  # of a hash: enough to tell snapshots apart
 _OVER = ("SUCCEEDED", "FAILED", "CANCELLED")
 _ON_DEVICE = ("STARTING", "RUNNING", "STOPPING")
 _STATES = ("QUEUED", *_ON_DEVICE, "PAUSED", *_OVER)
@@ -178,6 +179,7 @@ def _facts(job: Json) -> list[tuple[str, str]]:
         ("labels", _pairs(job["labels"], "=")),
         ("parent", job["parent"] or ""),
         ("retry of", job.get("origin") or ""),
+        ("code", (job.get("code") or "")[:CODE_DIGITS]),
         ("state", f"{job['state']} ({words(job['reason'])})" if job["reason"] else job["state"]),
         ("message", job["message"]),
         ("priority", str(job["priority"])),

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dovetail.cli import catalog, doctor, jobs, logs, server, submit
+from dovetail.cli import catalog, doctor, jobs, logs, node, server, submit
 from dovetail_jobs.errors import DovetailError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -42,6 +42,7 @@ app = typer.Typer(
 )
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(node.app, name="node", help=node.ABOUT)
 
 
 def _version(wanted: bool) -> None:

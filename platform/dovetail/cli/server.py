@@ -14,6 +14,7 @@ from dovetail_jobs.errors import Conflict, Unreachable, UserError
 from dovetail_jobs.units import format_bytes, format_seconds, parse_bytes
 
 if TYPE_CHECKING:
+    from dovetail.client import Client
     from dovetail.settings import Settings
 
 _FLAGS = {
@@ -39,12 +40,23 @@ def up(
     address: Annotated[
         str | None, typer.Option(help="A Ray to join instead of starting one: HOST:PORT.")
     ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=16,
+            help="Ray nodes on this machine, for trying several out; all but the first offer CPU "
+            "devices only.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start the server and Ray; returns when ready."""
     from dovetail.local_server import ensure_server, find_server
     from dovetail.settings import Settings
 
+    if nodes is not None and address is not None:
+        raise UserError("--nodes and --address do not go together: a joined Ray has its own nodes")
     settings = _with_options(Settings.from_environment(), cpu_devices, device_memory, port, address)
     client = find_server(settings)
     if client is None:
@@ -52,6 +64,8 @@ def up(
     else:
         _check_same(settings, client.status()[0]["server"])
     status = client.wait_for_cluster()
+    if nodes is not None:
+        status = _with_nodes(client, status, nodes)
     if as_json:
         print_json(status)
     else:
@@ -112,6 +126,18 @@ def status(as_json: AsJson = False) -> None:
         print_facts(_facts(found))
 
 
+def _with_nodes(client: Client, status: Json, wanted: int) -> Json:
+    """The status once the machine has that many nodes. Raises Conflict if it has more."""
+    have = len(status["nodes"])
+    if have > wanted:
+        raise Conflict(
+            f"Ray has {have} nodes here, not {wanted}; `dovetail node rm` takes one away"
+        )
+    if have < wanted:
+        status = client.wait_for_nodes(here=client.add_nodes(wanted - have))
+    return status
+
+
 def _report(pid: int | None, as_json: bool) -> None:
     if as_json:
         print_json({"stopped": pid is not None, "pid": pid})
@@ -162,8 +188,11 @@ def _shown(name: str, value: int | str | None) -> str:
 def _facts(status: Json) -> list[tuple[str, str]]:
     server, ray = status["server"], status["ray"]
     uptime = format_seconds(server["uptime_s"])
+    database = status["database"]
+    known = f"{server['url']} (pid {server['pid']}, {server['version']}, up {uptime})"
     facts = [
-        ("server", f"{server['url']} (pid {server['pid']}, {server['version']}, up {uptime})"),
+        ("server", "; ".join(filter(None, (known, server["message"])))),
+        ("database", database["message"] or f"{database['state']} {database['place'] or ''}"),
         ("ray", " ".join(filter(None, (ray["state"], ray["address"], ray["message"])))),
         ("dashboard", ray["dashboard_url"] or ""),
     ]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dovetail.cli.code import PackedCode, packed_code
+from dovetail.cli.jobs import CODE_DIGITS
 from dovetail.cli.options import AsJson, connect, connect_again
 from dovetail.cli.output import Json, number, print_facts, print_json, say
 from dovetail_jobs.errors import SpecError, Unreachable, UserError
@@ -50,11 +52,12 @@ def submit(
     if len(files) > 1 and (follow or key):
         raise UserError(f"{'--follow' if follow else '--key'} takes one file, not {len(files)}")
     specs = _load(files, changes or [])
-    client = connect()
-    if dry_run:
-        _plan(client, specs, as_json)
-        return
-    jobs = [_submit(client, spec, key) for spec in specs]
+    with packed_code(files, specs) as codes:
+        client = connect()
+        if dry_run:
+            _plan(client, specs, codes, as_json)
+            return
+        jobs = [_submit(client, spec, code, key) for spec, code in zip(specs, codes, strict=True)]
     if not (follow or wait):
         _acknowledge(jobs, as_json)
         return
@@ -90,12 +93,16 @@ def _load(files: list[Path], changes: list[str]) -> list[Json]:
     return specs
 
 
-def _plan(client: Client, specs: list[Json], as_json: bool) -> None:
+def _plan(client: Client, specs: list[Json], codes: list[PackedCode | None], as_json: bool) -> None:
     try:
         client.wait_for_cluster(CLUSTER_S)
     except Unreachable as error:
         say(f"{error.message}; planning without it")
-    plans = [client.plan(spec) for spec in specs]
+    plans = []
+    for spec, code in zip(specs, codes, strict=True):
+        if code is not None:
+            code.send(client)
+        plans.append(client.plan(spec, None if code is None else code.sha256))
     if as_json:
         print_json(plans if len(plans) > 1 else plans[0])
         return
@@ -105,22 +112,33 @@ def _plan(client: Client, specs: list[Json], as_json: bool) -> None:
         place = plan["placement"]
         where = f"would run on {place['node']}/{place['device']}" if place else "would wait"
         print(f"# {where}: {plan['message']}")
+        if code := plan.get("code"):
+            files = f"{code['files']} file{'' if code['files'] == 1 else 's'}"
+            size, name = format_bytes(code["bytes"]), code["sha256"][:CODE_DIGITS]
+            print(f"# code: {files}, {size}, sha256 {name}")
         print(yaml.safe_dump(plan["spec"], sort_keys=False, allow_unicode=True), end="")
 
 
-def _submit(client: Client, spec: Json, key: str | None) -> Json:
+def _submit(client: Client, spec: Json, code: PackedCode | None, key: str | None) -> Json:
     import uuid
 
     under = key or uuid.uuid4().hex
     try:
-        job, created = client.submit(spec, under)
+        job, created = _send(client, spec, code, under)
     except Unreachable as lost:
-        job, created = connect_again(lost).submit(spec, under)
+        job, created = _send(connect_again(lost), spec, code, under)
     if created or key is None:
         say(f"submitted {job['name']} as {job['id']}")
     else:
         say(f"{job['name']} was submitted under this key before, as {job['id']}")
     return job
+
+
+def _send(client: Client, spec: Json, code: PackedCode | None, key: str) -> tuple[Json, bool]:
+    if code is None:
+        return client.submit(spec, key)
+    code.send(client)
+    return client.submit(spec, key, code.sha256)
 
 
 def _acknowledge(jobs: list[Json], as_json: bool) -> None:

@@ -3,7 +3,7 @@ dovetail.cluster.bridge SETTINGS`.
 
 A process connected to Ray is ended by Ray about a minute after its head is lost, so the server is
 never one. The bridge reads commands from standard input, writes events to standard output, ends
-with the pipe, and keeps no state that its successor could not learn again.
+with the pipe or with Ray's head, and keeps no state that its successor could not learn again.
 """
 
 from __future__ import annotations
@@ -13,31 +13,34 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from dovetail.cluster import ray_head, wire
+from dovetail.cluster import ray_head, ray_process, wire
+from dovetail.cluster.head_probe import watch_head
+from dovetail.cluster.node_watch import NodeGone, NodeWatch
 from dovetail.cluster.protocol import (
     ClusterEvent,
     ClusterLost,
     ClusterUp,
     LaunchFailed,
-    NodesSeen,
     Released,
     Woken,
     WorkerGone,
 )
 from dovetail.cluster.wire import BridgeSettings
-from dovetail.scheduler.view import DeviceView, NodeView
+from dovetail.cluster.words import why_gone
 from dovetail_jobs.errors import DovetailError
 from dovetail_workers.devices import discover
 from dovetail_workers.launch import Launch
 
 NODES_EVERY_S = 1.0
 WATCH_S = 20.0
-AGENT_TIMEOUT_S = 30.0
 LAUNCH_TIMEOUT_S = 60.0
+JOIN_TIMEOUT_S = 60.0
+HICCUP_S = 0.5  # before a worker that was unreachable is asked again
 
 
 def actor_name(launch: Launch) -> str:
@@ -55,40 +58,50 @@ class Bridge:
     def __init__(self, settings: BridgeSettings, out: int) -> None:
         self._settings = settings
         self._out = out
-        self._agents: dict[str, Any] = {}
-        self._nodes: tuple[NodeView, ...] = ()
-        self._owns_nodes = settings.address is None
+        self._telling = threading.Lock()
+        self._owned = settings.address is None
+        self._nodes = NodeWatch(settings, self._tell, self._spawn)
         self._workers: dict[str, Any] = {}
+        self._places: dict[str, str] = {}  # attempt id → node id
         self._pids: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def connect(self) -> ClusterUp:
-        """Start or find Ray and become its driver. Raises DovetailError when there is none."""
+    def start_ray(self) -> tuple[str, str | None]:
+        """The address of Ray and, of one of our own, its dashboard; started if it does not run.
+
+        Raises DovetailError when there is none.
+        """
         settings = self._settings
-        dashboard: str | None = None
-        address = settings.address
-        if address is None:
-            token = Path(settings.ray_token)
-            ray_head.ensure_token(token)
-            os.environ.update(ray_head.environment(token))
-            devices = discover(settings.cpu_devices, settings.device_bytes)
-            head = ray_head.ensure(
-                Path(settings.ray_record),
-                token,
-                Path(settings.ray_log),
-                {f"device:{device.name}": 1.0 for device in devices},
-            )
-            address, dashboard = head.address, head.dashboard_url
+        if settings.address is not None:
+            host, _, port = settings.address.rpartition(":")
+            if host and port.isdecimal() and not ray_process.answers(settings.address, tries=2):
+                raise DovetailError(f"no Ray cluster answers at {settings.address}")
+            return settings.address, None
+        token = Path(settings.ray_token)
+        ray_head.ensure_token(token)
+        os.environ.update(ray_head.environment(token))
+        devices = discover(settings.cpu_devices, settings.device_bytes)
+        head = ray_head.ensure(
+            Path(settings.ray_record),
+            token,
+            Path(settings.ray_log),
+            {f"device:{device.name}": 1.0 for device in devices},
+            settings.cpu_devices or 1,
+        )
+        return head.address, head.dashboard_url
+
+    def join(self, address: str, dashboard: str | None) -> ClusterUp:
+        """Become the driver of this Ray. Raises DovetailError when it refuses."""
         import ray  # after the environment stands: Ray reads it at import
 
         try:
             ray.init(
                 address=address,
-                namespace=settings.namespace,
+                namespace=self._settings.namespace,
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-        except ConnectionError as error:
+        except (ConnectionError, RuntimeError, ValueError) as error:
             raise DovetailError(f"no Ray cluster answers at {address}: {error}") from None
         if dashboard is None:
             url = ray._private.worker.get_dashboard_url()
@@ -97,14 +110,13 @@ class Bridge:
         return ClusterUp(address=address, dashboard_url=dashboard, live=tuple(live))
 
     async def serve(self) -> None:
-        """Carry out commands until standard input ends."""
+        """Carry out commands until standard input ends. Ends the process when Ray's head is
+        lost.
+        """
         loop = asyncio.get_running_loop()
-        try:
-            up = await asyncio.to_thread(self.connect)
-        except DovetailError as error:
-            self._tell(ClusterLost(cause=str(error)))
-            return
-        await self._look_at_nodes()
+        up = await self._connect()
+        self._look()
+        await self._nodes.introduced()
         self._tell(up)
         for name in self._named():
             if (attempt := attempt_of(name)) is not None:
@@ -119,6 +131,31 @@ class Bridge:
             else:
                 self._spawn(self._release(command["attempt_id"], command["grace_s"]))
 
+    async def _connect(self) -> ClusterUp:
+        """Start or find Ray and join it, within a limit."""
+        try:
+            address, dashboard = await asyncio.to_thread(self.start_ray)
+            if self._owned:
+                watch_head(address, self._leave)
+            joining = asyncio.to_thread(self.join, address, dashboard)
+            up = await asyncio.wait_for(asyncio.shield(joining), JOIN_TIMEOUT_S)
+        except DovetailError as error:
+            self._leave(str(error))
+        except TimeoutError:
+            if self._owned:  # it stands, but nobody can join it: a frozen node, for example
+                ray_head.discard(Path(self._settings.ray_record))
+            self._leave(f"Ray at {address} let nobody join within {JOIN_TIMEOUT_S:g} s")
+        if not self._owned:
+            import ray
+
+            watch_head(ray.get_runtime_context().gcs_address, self._leave)
+        return up
+
+    def _leave(self, cause: str) -> NoReturn:
+        """Say that the cluster is lost and end: calls into Ray may wait for a head that is gone."""
+        self._tell(ClusterLost(cause=cause))
+        os._exit(1)
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -131,7 +168,8 @@ class Bridge:
 
     def _tell(self, event: ClusterEvent) -> None:
         try:
-            os.write(self._out, wire.event_line(event))
+            with self._telling:
+                os.write(self._out, wire.event_line(event))
         except BrokenPipeError:
             os._exit(0)  # the server is gone; workers go on
 
@@ -141,6 +179,16 @@ class Bridge:
         found = ray.util.list_named_actors(all_namespaces=True)
         return [item["name"] for item in found if item["namespace"] == self._settings.namespace]
 
+    def _find(self, attempt_id: str) -> Any | None:
+        """The worker of an attempt by its actor's name, None if there is none."""
+        import ray
+
+        for name in self._named():
+            if attempt_of(name) == attempt_id:
+                with contextlib.suppress(ValueError):  # it ended between the two questions
+                    return ray.get_actor(name, namespace=self._settings.namespace)
+        return None
+
     async def _launch(self, command: dict[str, Any]) -> None:
         """Make the worker actor, pinned to its node and device, and set it going."""
         import ray
@@ -149,9 +197,10 @@ class Bridge:
         from dovetail_workers import actor
 
         kind: Any = actor.AttemptWorker
-        launch = Launch.from_json(command["launch"])
+        launch, node_id = Launch.from_json(command["launch"]), command["node_id"]
         if launch.attempt_id in self._workers:
             return
+        self._places[launch.attempt_id] = node_id
         try:
             worker = kind.options(
                 name=actor_name(launch),
@@ -159,19 +208,19 @@ class Bridge:
                 get_if_exists=True,  # an earlier bridge may have made it just before it died
                 num_cpus=command["cpus"],
                 num_gpus=0,
-                resources={f"device:{launch.device}": 1.0} if self._owns_nodes else None,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(command["node_id"], soft=False),
+                resources={f"device:{launch.device}": 1.0} if self._owned else None,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             ).remote(launch.to_json())
             self._workers[launch.attempt_id] = worker
-            self._pids[launch.attempt_id] = await asyncio.wait_for(
-                _value(worker.pid.remote()), LAUNCH_TIMEOUT_S
-            )
+            pid = self._nodes.unless_gone(node_id, worker.pid.remote())
+            self._pids[launch.attempt_id] = await asyncio.wait_for(pid, LAUNCH_TIMEOUT_S)
             worker.run.remote()
-        except (ray.exceptions.RayError, TimeoutError, ValueError) as error:
+        except (ray.exceptions.RayError, NodeGone, TimeoutError, ValueError) as error:
             failed = self._workers.pop(launch.attempt_id, None)
             if failed is not None:
                 ray.kill(failed)
-            self._tell(LaunchFailed(attempt_id=launch.attempt_id, cause=_first_line(error)))
+            cause = self._why(launch.attempt_id, error)
+            self._tell(LaunchFailed(attempt_id=launch.attempt_id, cause=cause))
             return
         await self._watch(launch.attempt_id)
 
@@ -182,117 +231,74 @@ class Bridge:
         try:
             worker = ray.get_actor(name, namespace=self._settings.namespace)
             self._workers[attempt_id] = worker
-            self._pids[attempt_id] = await _value(worker.pid.remote())
-        except (ray.exceptions.RayError, ValueError) as error:
+            self._places[attempt_id] = _node_of(worker)
+            pid = self._nodes.unless_gone(self._places[attempt_id], worker.pid.remote())
+            self._pids[attempt_id] = await pid
+        except (ray.exceptions.RayError, NodeGone, ValueError) as error:
             self._workers.pop(attempt_id, None)
-            self._tell(WorkerGone(attempt_id=attempt_id, cause=_first_line(error)))
+            self._tell(WorkerGone(attempt_id=attempt_id, cause=self._why(attempt_id, error)))
             return
         await self._watch(attempt_id)
 
     async def _watch(self, attempt_id: str) -> None:
-        """Pass on every sign of life until the attempt is over or its worker is gone."""
+        """Pass on every sign of life until the attempt is over or its worker is gone. A worker that
+        cannot be reached for a moment is asked again: Ray says so when it is dead.
+        """
         import ray
 
-        worker, news = self._workers[attempt_id], 0
-        try:
-            over = False
-            while not over:
-                news, over = await _value(worker.watch.remote(news, WATCH_S))
+        worker, node_id, news = self._workers[attempt_id], self._places[attempt_id], 0
+        over = False
+        while not over:
+            try:
+                heard = self._nodes.unless_gone(node_id, worker.watch.remote(news, WATCH_S))
+                news, over = await heard
                 self._tell(Woken(attempt_id=attempt_id))
-            cause = await _value(worker.cause.remote())
-            self._tell(WorkerGone(attempt_id=attempt_id, cause=cause))
-        except ray.exceptions.RayError as error:
-            self._tell(WorkerGone(attempt_id=attempt_id, cause=_first_line(error)))
+            except ray.exceptions.ActorUnavailableError:
+                await asyncio.sleep(HICCUP_S)
+            except (ray.exceptions.RayError, NodeGone) as error:
+                self._look()  # a node that took the worker with it is dropped now
+                self._tell(WorkerGone(attempt_id=attempt_id, cause=self._why(attempt_id, error)))
+                return
+        self._tell(WorkerGone(attempt_id=attempt_id, cause="the attempt is over"))
+
+    def _why(self, attempt_id: str, error: BaseException) -> str:
+        node_id = self._places.get(attempt_id, "")
+        return why_gone(error, self._nodes.name(node_id), self._nodes.lives(node_id))
 
     async def _release(self, attempt_id: str, grace_s: float) -> None:
         """Flag, grace, kill; then every node is asked until nothing of the attempt is left."""
         import ray
 
-        worker = self._workers.get(attempt_id)
-        if worker is None:
-            worker = next(
-                (
-                    ray.get_actor(name, namespace=self._settings.namespace)
-                    for name in self._named()
-                    if attempt_of(name) == attempt_id
-                ),
-                None,
-            )
+        worker = self._workers.get(attempt_id) or self._find(attempt_id)
         if worker is not None:
-            with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
-                await asyncio.wait_for(_value(worker.stop.remote(grace_s)), grace_s + 10)
+            node_id = self._places.get(attempt_id) or _node_of(worker)
+            with contextlib.suppress(ray.exceptions.RayError, NodeGone, TimeoutError):
+                stopped = self._nodes.unless_gone(node_id, worker.stop.remote(grace_s))
+                await asyncio.wait_for(stopped, grace_s + 10)
             ray.kill(worker)
-        killed = 0
-        for agent in list(self._agents.values()):
-            with contextlib.suppress(ray.exceptions.RayActorError):
-                swept = agent.sweep.remote(attempt_id, self._pids.get(attempt_id))
-                killed += await asyncio.wait_for(_value(swept), AGENT_TIMEOUT_S)
-        self._workers.pop(attempt_id, None)
-        self._pids.pop(attempt_id, None)
+        killed = await self._nodes.sweep(attempt_id, self._pids.get(attempt_id))
+        for known in (self._workers, self._places, self._pids):
+            known.pop(attempt_id, None)
         self._tell(Released(attempt_id=attempt_id, killed=killed))
 
     async def _keep_looking(self) -> None:
         while True:
             await asyncio.sleep(NODES_EVERY_S)
-            await self._look_at_nodes()
+            self._look()
 
-    async def _look_at_nodes(self) -> None:
-        """Tell what nodes there are when that has changed; each gets its agent."""
-        import ray
-
-        alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        for node_id in alive.keys() - self._agents.keys():
-            self._agents[node_id] = self._agent(node_id)
-        for node_id in self._agents.keys() - alive.keys():
-            del self._agents[node_id]
-        seen = []
-        for node_id, node in sorted(alive.items()):
-            known = next((view for view in self._nodes if view.id == node_id), None)
-            seen.append(known or await self._node_view(node_id, node))
-        nodes = tuple(view for view in seen if view is not None)
-        if nodes != self._nodes:
-            self._nodes = nodes
-            self._tell(NodesSeen(nodes=nodes))
-
-    async def _node_view(self, node_id: str, node: dict[str, Any]) -> NodeView | None:
-        import ray
-
-        try:
-            devices = await asyncio.wait_for(
-                _value(self._agents[node_id].devices.remote()), AGENT_TIMEOUT_S
-            )
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            print(f"bridge: node {node_id}: {_first_line(error)}", file=sys.stderr, flush=True)
-            self._agents.pop(node_id, None)
-            return None
-        return NodeView(
-            id=node_id,
-            name=node["NodeManagerHostname"],
-            cpus=float(node["Resources"].get("CPU", 0.0)),
-            devices=tuple(DeviceView(name=d.name, bytes=d.bytes) for d in devices),
-        )
-
-    def _agent(self, node_id: str) -> Any:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        from dovetail_workers import actor
-
-        kind: Any = actor.NodeAgent
-        return kind.options(
-            name=f"agent-{node_id[:12]}",
-            lifetime="detached",
-            get_if_exists=True,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        ).remote(self._settings.cpu_devices, self._settings.device_bytes)
+    def _look(self) -> None:
+        if not self._nodes.look():
+            # The GCS answers but its own node is dead or frozen: no such Ray can be joined again.
+            ray_head.discard(Path(self._settings.ray_record))
+            self._leave("the node of Ray's head is gone")
 
 
-async def _value(ref: Any) -> Any:
-    return await ref
+def _node_of(worker: Any) -> str:
+    """The id of the node on which an actor lives, or lived."""
+    import ray
 
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"[:400]
+    place: str = ray._private.state.actors(worker._actor_id.hex())["Address"]["NodeID"]
+    return place
 
 
 def main() -> None:

@@ -116,7 +116,7 @@ class FakeCluster:
     def finish(self, attempt_id: str) -> None:
         self.end(attempt_id, Ended(outcome="succeeded", exit_code=0, message="ran to its end"))
 
-    def lose(self, attempt_id: str, cause: str = "ActorDiedError: killed") -> None:
+    def lose(self, attempt_id: str, cause: str = "its worker died: killed") -> None:
         """The worker is gone and had no time to say anything."""
         self.live.discard(attempt_id)
         self.tell(WorkerGone(attempt_id=attempt_id, cause=cause))

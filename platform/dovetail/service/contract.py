@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict
@@ -165,6 +166,8 @@ class JobView(_View):
     """Where its log and curves lie."""
     origin: str | None = None
     """The id of the job that this one retries."""
+    code: str | None = None
+    """The sha256 of the code that every attempt runs; null for a job that brings none."""
 
 
 class EventView(_View):
@@ -225,6 +228,17 @@ class PlacementView(_View):
     """`cpu:0`, `cuda:1`, …"""
 
 
+class CodeView(_View):
+    """A code snapshot that the server keeps."""
+
+    sha256: str
+    """Its name: the hash of its content."""
+    bytes: int
+    """Of its files, unpacked."""
+    files: int
+    """How many; folders and links are not counted."""
+
+
 class PlanView(_View):
     """What a submission would do now; nothing is kept."""
 
@@ -236,6 +250,8 @@ class PlanView(_View):
     """Why, one word."""
     message: str
     """Why, one sentence."""
+    code: CodeView | None = None
+    """What it would run; null for a job that brings no code."""
 
 
 class ServerOptions(_View):
@@ -249,6 +265,17 @@ class ServerOptions(_View):
     """The port it was told to listen on."""
     ray_address: str | None = None
     """The Ray it joined instead of starting one."""
+
+
+class DatabaseStatus(_View):
+    """Whether the database is there, and where."""
+
+    state: Literal["up", "lost"] = "up"
+    """`lost`: running jobs go on, and nothing is decided until it is back."""
+    place: str | None = None
+    """A file, or host and name; never a user or password."""
+    message: str | None = None
+    """What is wrong, while it is not up."""
 
 
 class ServerStatus(_View):
@@ -266,6 +293,10 @@ class ServerStatus(_View):
     """Its state folder."""
     options: ServerOptions = ServerOptions()
     """What it was told at its start."""
+    role: Literal["starting", "decides", "standby"] = "decides"
+    """Of several servers on one database, one decides; the others only serve."""
+    message: str | None = None
+    """Who decides, while this one stands by."""
 
 
 class RayStatus(_View):
@@ -305,6 +336,13 @@ class NodeStatus(_View):
     """Of this node, in order."""
 
 
+class NodesChanged(_View):
+    """Nodes that were added or removed."""
+
+    names: tuple[str, ...]
+    """As `ClusterStatus.nodes` names them, once Ray has noticed."""
+
+
 class ClusterStatus(_View):
     """The platform at a glance."""
 
@@ -312,6 +350,8 @@ class ClusterStatus(_View):
     """The process that answers."""
     ray: RayStatus
     """The cluster below."""
+    database: DatabaseStatus = DatabaseStatus()
+    """Where jobs are kept."""
     nodes: tuple[NodeStatus, ...]
     """Empty until the cluster is up."""
     counts: dict[str, int]
@@ -356,11 +396,21 @@ class Service(Protocol):
     `ref` is a job's id, a unique beginning of it, or a name (the newest job of that name).
     """
 
-    def submit(self, spec: JobSpec, key: str | None, user: str) -> tuple[JobView, bool]:
-        """Acknowledge a job. True if it is new, False if `key` had submitted it before."""
+    def submit(
+        self, spec: JobSpec, key: str | None, user: str, code: str | None = None
+    ) -> tuple[JobView, bool]:
+        """Acknowledge a job that runs `code`. True if it is new, False if `key` had submitted it
+        before.
+        """
 
-    def plan(self, spec: JobSpec) -> PlanView:
+    def plan(self, spec: JobSpec, code: str | None = None) -> PlanView:
         """Resolve the spec and say where it would run now."""
+
+    def code(self, sha256: str) -> CodeView:
+        """A code snapshot that is kept, whole; NotFound otherwise."""
+
+    def keep_code(self, sha256: str, archive: Path) -> CodeView:
+        """Keep an archive of this content; UserError if it is of another, or too large."""
 
     def job(self, ref: str) -> JobView:
         """One job; NotFound names near ones."""
@@ -390,6 +440,12 @@ class Service(Protocol):
 
     def status(self) -> ClusterStatus:
         """Server, cluster, devices and counts."""
+
+    def add_nodes(self, count: int) -> NodesChanged:
+        """Start extra nodes on this machine; Conflict for a Ray that was joined."""
+
+    def remove_node(self, name: str, force: bool) -> NodesChanged:
+        """End an extra node of this machine. Conflict while it runs jobs, unless `force`."""
 
     def change_number(self) -> int:
         """Grows whenever a job, a log or the cluster changes."""

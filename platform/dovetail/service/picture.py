@@ -7,18 +7,24 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from dovetail.scheduler.view import ClusterView, Holding, NodeView, QueuedJob
+from dovetail.service.elapsed import Elapsed
 from dovetail.store.records import JobRecord
 from dovetail_jobs.lifecycle import Reason, State
 from dovetail_jobs.spec import JobSpec
 
 LONGEST_PAUSE_S = 60.0
+_SAME = timedelta(seconds=1)
 _LOSSES = (Reason.WORKER_LOST, Reason.LAUNCH_FAILED)
 
 
-def cluster_view(nodes: tuple[NodeView, ...] | None, active: Sequence[JobRecord]) -> ClusterView:
+def cluster_view(
+    nodes: tuple[NodeView, ...] | None, active: Sequence[JobRecord], now: datetime, elapsed: Elapsed
+) -> ClusterView:
     queued = [job for job in active if job.state is State.QUEUED]
     return ClusterView(
-        nodes=nodes, holdings=holdings(active), queued=tuple(_waiting(job) for job in queued)
+        nodes=nodes,
+        holdings=holdings(active),
+        queued=tuple(_waiting(job, now, elapsed) for job in queued),
     )
 
 
@@ -59,13 +65,20 @@ def pause_s(losses: int) -> float:
     return 0.0 if losses <= 1 else min(LONGEST_PAUSE_S, 2.0**losses)
 
 
-def _waiting(job: JobRecord) -> QueuedJob:
+def _waiting(job: JobRecord, now: datetime, elapsed: Elapsed) -> QueuedJob:
     asked = queued_job(job.id, JobSpec.model_validate(job.spec), job.seq)
-    return replace(asked, waits_for_release=bool(job.unreleased), after=_after(job))
+    after = _after(job, now, elapsed)
+    return replace(asked, waits_for_release=bool(job.unreleased), after=after)
 
 
-def _after(job: JobRecord) -> datetime | None:
+def _after(job: JobRecord, now: datetime, elapsed: Elapsed) -> datetime | None:
+    """When the pause after the latest loss is over, whatever was done to the clock since."""
     losses = sum(attempt.reason in _LOSSES for attempt in job.attempts)
     ended_at = job.attempts[-1].ended_at if job.attempts else None
-    pause = pause_s(losses)
-    return ended_at + timedelta(seconds=pause) if ended_at is not None and pause else None
+    pause = timedelta(seconds=pause_s(losses))
+    if ended_at is None or not pause:
+        return None
+    planned = ended_at + pause
+    after = now + pause - elapsed.since(job.id, ended_at, now)
+    # Without a jump of the clock both are the same, and the sentence with it must not flicker.
+    return planned if abs(after - planned) < _SAME else after

@@ -17,13 +17,17 @@ from dovetail.scheduler.policies import POLICIES
 from dovetail.service import picture
 from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
+from dovetail.service.code import CodeShelf
 from dovetail.service.contract import (
     ClusterStatus,
+    CodeView,
+    DatabaseStatus,
     DeviceStatus,
     EventView,
     JobView,
     LogChunk,
     MetricPointView,
+    NodesChanged,
     NodeStatus,
     PlacementView,
     PlanView,
@@ -31,13 +35,15 @@ from dovetail.service.contract import (
     ServerOptions,
     ServerStatus,
 )
+from dovetail.service.elapsed import Elapsed
+from dovetail.service.nodes import Nodes
+from dovetail.service.server_state import ServerFacts, ServerState
 from dovetail.service.views import event_view, job_view, metric_view
 from dovetail.settings import Settings
 from dovetail.store.records import JobRecord
 from dovetail.store.store import Store
-from dovetail_jobs.errors import Conflict
+from dovetail_jobs.errors import Conflict, DatabaseLost
 from dovetail_jobs.lifecycle import CancelRequested, State
-from dovetail_jobs.resolve import resolve
 from dovetail_jobs.spec import JobSpec
 from dovetail_workers.log import read_log
 from dovetail_workers.storage.protocol import Storage
@@ -52,6 +58,7 @@ class Platform:
         store: Store,
         storage: Storage,
         state: ClusterState,
+        server: ServerState,
         changes: Changes,
         nudge: Callable[[], None],
         settings: Settings,
@@ -59,34 +66,54 @@ class Platform:
     ) -> None:
         self._store, self._storage = store, storage
         self._state, self._changes, self._nudge = state, changes, nudge
+        self._server = server
         self._settings, self._url = settings, url
+        self._nodes = Nodes(settings, state, store)
+        self._code = CodeShelf(storage, settings.code_limit_bytes)
         self._born_s = time.monotonic()
         self.on_shutdown: Callable[[], None] = lambda: None
         self.stop_ray = False
 
-    def submit(self, spec: JobSpec, key: str | None, user: str) -> tuple[JobView, bool]:
-        spec = resolve(spec, base=Path.cwd())
-        job, created = self._store.submit(spec.to_json(), user=user, key=key, now=_now())
+    def submit(
+        self, spec: JobSpec, key: str | None, user: str, code: str | None = None
+    ) -> tuple[JobView, bool]:
+        spec, _ = self._code.resolve(spec, code)
+        job, created = self._store.submit(spec.to_json(), user=user, key=key, now=_now(), code=code)
         self._changed()
         return self._view(job), created
 
-    def plan(self, spec: JobSpec) -> PlanView:
+    def plan(self, spec: JobSpec, code: str | None = None) -> PlanView:
         """The scheduler's answer for one more job in the queue as it stands."""
-        spec = resolve(spec, base=Path.cwd())
+        spec, would_run = self._code.resolve(spec, code)
         active = self._store.active()
         asked = picture.queued_job("(this job)", spec, seq=1 << 62)
-        view = picture.cluster_view(self._state.facts.nodes, active)
+        elapsed = Elapsed(time.monotonic)
+        view = picture.cluster_view(self._state.facts.nodes, active, _now(), elapsed)
         view = picture.with_queued(view, asked)
         decisions = schedule(view, POLICIES["priority"], _now())
         (decision,) = (item for item in decisions if item.job_id == asked.id)
         if isinstance(decision, Start):
             place = PlacementView(node=decision.node, device=decision.device)
             return PlanView(
-                spec=spec.to_json(), placement=place, reason="PLACED", message=decision.reason
+                spec=spec.to_json(),
+                placement=place,
+                reason="PLACED",
+                message=decision.reason,
+                code=would_run,
             )
         return PlanView(
-            spec=spec.to_json(), placement=None, reason=decision.reason, message=decision.message
+            spec=spec.to_json(),
+            placement=None,
+            reason=decision.reason,
+            message=decision.message,
+            code=would_run,
         )
+
+    def code(self, sha256: str) -> CodeView:
+        return self._code.find(sha256)
+
+    def keep_code(self, sha256: str, archive: Path) -> CodeView:
+        return self._code.keep(sha256, archive)
 
     def job(self, ref: str) -> JobView:
         return self._view(self._store.job(ref))
@@ -153,11 +180,16 @@ class Platform:
         )
 
     def status(self) -> ClusterStatus:
+        """Answers also while the database does not: then without jobs."""
         facts = self._state.facts
-        holders = {
-            (item.node_id, item.device): item.job_id
-            for item in picture.holdings(self._store.active())
-        }
+        active: list[JobRecord] = []
+        counts: dict[str, int] = {}
+        outage = self._server.facts.outage
+        try:
+            active, counts = self._store.active(), self._store.counts()
+        except DatabaseLost as lost:
+            outage = lost.message
+        holders = {(item.node_id, item.device): item.job_id for item in picture.holdings(active)}
         nodes = tuple(
             NodeStatus(
                 id=node.id,
@@ -182,6 +214,11 @@ class Platform:
                 uptime_s=round(time.monotonic() - self._born_s, 1),
                 home=str(self._settings.home),
                 options=ServerOptions.model_validate(self._settings.server_options()),
+                role=self._server.facts.role,
+                message=_standing_by(self._server.facts),
+            ),
+            database=DatabaseStatus(
+                state="up" if outage is None else "lost", place=self._store.place, message=outage
             ),
             ray=RayStatus(
                 state=facts.state,
@@ -190,8 +227,14 @@ class Platform:
                 message=facts.message,
             ),
             nodes=nodes,
-            counts=self._store.counts(),
+            counts=counts,
         )
+
+    def add_nodes(self, count: int) -> NodesChanged:
+        return self._nodes.add(count)
+
+    def remove_node(self, name: str, force: bool) -> NodesChanged:
+        return self._nodes.remove(name, force)
 
     def change_number(self) -> int:
         return self._changes.number
@@ -209,6 +252,12 @@ class Platform:
     def _changed(self) -> None:
         self._changes.bump()
         self._nudge()
+
+
+def _standing_by(server: ServerFacts) -> str | None:
+    if server.role != "standby":
+        return None
+    return f"standby: the server at {server.decider or 'another place'} decides"
 
 
 def _now() -> datetime:

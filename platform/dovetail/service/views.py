@@ -46,6 +46,7 @@ def job_view(job: JobRecord, storage: Storage) -> JobView:
         memory=MemoryView.model_validate(asdict(job.memory)),
         files=_files(job, storage),
         origin=job.origin_job,
+        code=job.code,
     )
 
 

@@ -69,7 +69,7 @@ def told(session: Session, job_id: str) -> list[str]:
 
 def begin(session: Session, job: Job, attempt: Attempt, now: datetime) -> None:
     """The attempt runs from its `resumed_from_step`; later points of earlier ones are history."""
-    attempt.started_at = attempt.started_at or now
+    attempt.started_at = attempt.started_at or max(now, attempt.placed_at)
     session.flush()
     if attempt is job.attempts[-1]:
         job.metrics = last_values(session, job.id)
@@ -85,10 +85,11 @@ def _write_job(
         "message": change.message if moved else job.message,
         "version": job.version + 1,
     }
+    # The clock may have been set back: no time of a job lies before an earlier one.
     if isinstance(event, lifecycle.AttemptStarted) and job.started_at is None:
-        values["started_at"] = now
+        values["started_at"] = max(now, job.created_at)
     if change.state.terminal and job.ended_at is None:
-        values["ended_at"] = now
+        values["ended_at"] = max(now, job.started_at or job.created_at)
     guarded = update(Job).where(Job.id == job.id, Job.version == job.version).values(**values)
     result = session.execute(guarded.execution_options(synchronize_session=False))
     assert isinstance(result, CursorResult)
@@ -118,7 +119,7 @@ def _write_attempt(
         attempt.reason = change.attempt_reason
         attempt.message = change.message
         if attempt.state.terminal:
-            attempt.ended_at = attempt.ended_at or now
+            attempt.ended_at = attempt.ended_at or max(now, attempt.started_at or attempt.placed_at)
     match event:
         case lifecycle.ProgramFailed(exit_code=exit_code) if exit_code is not None:
             attempt.exit_code = exit_code

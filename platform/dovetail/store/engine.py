@@ -32,7 +32,7 @@ def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
     `reading(engine)` gives its twin for sessions that only read. Raises UserError for other URLs
     and DovetailError for a file that cannot be made.
     """
-    parsed = _parse(url)
+    parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         _make_private(Path(str(parsed.database)))
         engine = create_engine(parsed, json_serializer=dumps)
@@ -47,14 +47,8 @@ def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
     )
 
 
-def reading(engine: Engine) -> Engine:
-    """The same pool for sessions that only read: one snapshot, outside the writers' queue."""
-    if engine.dialect.name == "sqlite":
-        return engine.execution_options(sqlite_begin="DEFERRED")
-    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-
-
-def _parse(url: str) -> URL:
+def parse_url(url: str) -> URL:
+    """The URL of a database that we know; raises UserError for any other, without showing it."""
     try:
         parsed = make_url(url)
     except ArgumentError:
@@ -75,6 +69,13 @@ def _parse(url: str) -> URL:
             "or leave DOVETAIL_DATABASE out for a SQLite file"
         )
     return parsed
+
+
+def reading(engine: Engine) -> Engine:
+    """The same pool for sessions that only read: one snapshot, outside the writers' queue."""
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(sqlite_begin="DEFERRED")
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
 def _make_private(file: Path) -> None:

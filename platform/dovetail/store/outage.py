@@ -44,7 +44,7 @@ def place(url: URL) -> str:
 
 
 def cause(error: SQLAlchemyError, url: URL) -> str:
-    """What the driver said, on one line and without the password."""
+    """What the driver said: on one line, without the statement and without the password."""
     said = getattr(error, "orig", None) or error
-    line = " ".join(str(said).split()) or type(said).__name__
+    line = " ".join(str(said).partition("\nLINE ")[0].split()) or type(said).__name__
     return line.replace(str(url.password), "***") if url.password else line

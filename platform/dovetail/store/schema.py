@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dovetail.store.engine import open_engine
+from dovetail.store.engine import open_engine, parse_url, reading
 from dovetail.store.outage import cause, is_outage, place
 from dovetail.store.tables import Base
 from dovetail_jobs.errors import Conflict, DatabaseLost, DovetailError
@@ -44,14 +44,17 @@ def upgrade(url: str) -> None:
 
 def describe(url: str) -> str:
     """The database's kind, place and schema, looked at without changing it; raises as `upgrade`."""
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
+        return f"SQLite at {place(parsed)}; will be made at the first start"
     engine = open_engine(url)
     try:
-        with engine.connect() as connection:
-            present = MigrationContext.configure(connection).get_current_revision()
+        with reading(engine).connect() as connection:
+            present, _ = _revisions(connection)
             kind = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[connection.dialect.name]
             number = ".".join(map(str, connection.dialect.server_version_info or ()))
-        schema = f"schema {present}" if present else "empty; its tables are made at the first start"
-        return f"{kind} {number} at {place(engine.url)}, {schema}"
+        schema = f"schema {present}" if present else "no tables yet; made at the first start"
+        return f"{kind} {number} at {place(parsed)}, {schema}"
     except SQLAlchemyError as error:
         raise _unusable(engine, error) from error
     finally:
@@ -59,23 +62,34 @@ def describe(url: str) -> str:
 
 
 def _upgrade(connection: Connection) -> None:
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    scripts = ScriptDirectory.from_config(config)
-    present = MigrationContext.configure(connection).get_current_revision()
-    head = scripts.get_current_head()
+    present, head = _revisions(connection)
     if present != head:
-        _refuse_foreign(connection, present)
-        known = {None, *(script.revision for script in scripts.walk_revisions())}
-        if present not in known:
-            raise Conflict(
-                f"{_shown(connection.engine)}: its schema {present} is newer than Dovetail "
-                f"{version('dovetail')} knows (up to {head}); install the newer Dovetail again or "
-                "name another database"
-            )
-        command.upgrade(config, "head")
+        command.upgrade(_config(connection), "head")
     if connection.dialect.name == "postgresql":
         _refuse_without_rights(connection)
+
+
+def _config(connection: Connection) -> Config:
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _revisions(connection: Connection) -> tuple[str | None, str | None]:
+    """The database's and our newest; raises Conflict for a database that is not ours or newer."""
+    scripts = ScriptDirectory.from_config(_config(connection))
+    present = MigrationContext.configure(connection).get_current_revision()
+    head = scripts.get_current_head()
+    if present == head:
+        return present, head
+    _refuse_foreign(connection, present)
+    if present not in {None, *(script.revision for script in scripts.walk_revisions())}:
+        raise Conflict(
+            f"{_shown(connection.engine)}: its schema {present} is newer than Dovetail "
+            f"{version('dovetail')} knows (up to {head}); install the newer Dovetail again or "
+            "name another database"
+        )
+    return present, head
 
 
 def _refuse_foreign(connection: Connection, present: str | None) -> None:

@@ -19,7 +19,6 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
-    String,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
@@ -89,16 +88,16 @@ class Job(Base):
     )
 
     seq: Mapped[int] = mapped_column(Number, primary_key=True)
-    id: Mapped[str] = mapped_column(String(16), unique=True)
+    id: Mapped[str] = mapped_column(Name(16), unique=True)
     name: Mapped[str]
     project: Mapped[str]
     user: Mapped[str]
     labels: Mapped[dict[str, Any]]
-    parent: Mapped[str | None] = mapped_column(String(16))
-    origin_job: Mapped[str | None] = mapped_column(String(16))
-    code: Mapped[str | None] = mapped_column(String(64))
+    parent: Mapped[str | None] = mapped_column(Name(16))
+    origin_job: Mapped[str | None] = mapped_column(Name(16))
+    code: Mapped[str | None] = mapped_column(Name(64))
     submit_key: Mapped[str | None] = mapped_column(unique=True)
-    digest: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(Name(64))
     spec: Mapped[dict[str, Any]]
     state: Mapped[State]
     reason: Mapped[Reason]
@@ -148,7 +147,7 @@ class Attempt(Base):
     __tablename__ = "attempts"
     __table_args__ = (Index(None, "released_at"),)
 
-    job_id: Mapped[str] = mapped_column(String(16), ForeignKey("jobs.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(Name(16), ForeignKey("jobs.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     state: Mapped[State]
     reason: Mapped[Reason]
@@ -201,7 +200,7 @@ class Event(Base):
     __table_args__ = (Index(None, "job_id", "id"), {"sqlite_autoincrement": True})
 
     id: Mapped[int] = mapped_column(Number, primary_key=True)
-    job_id: Mapped[str] = mapped_column(String(16), ForeignKey("jobs.id"))
+    job_id: Mapped[str] = mapped_column(Name(16), ForeignKey("jobs.id"))
     attempt: Mapped[int | None]
     at: Mapped[datetime]
     kind: Mapped[str]
@@ -227,7 +226,7 @@ class Point(Base):
 
     __tablename__ = "metric_points"
 
-    job_id: Mapped[str] = mapped_column(String(16), ForeignKey("jobs.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(Name(16), ForeignKey("jobs.id"), primary_key=True)
     metric: Mapped[str] = mapped_column(primary_key=True)
     phase: Mapped[str] = mapped_column(primary_key=True)
     step: Mapped[int] = mapped_column(BigInteger, primary_key=True)
@@ -240,7 +239,7 @@ class Lease(Base):
 
     __tablename__ = "leases"
 
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(Name(64), primary_key=True)
     holder: Mapped[str | None] = mapped_column(Prose)
     token: Mapped[int] = mapped_column(BigInteger)
     renewals: Mapped[int] = mapped_column(BigInteger)
@@ -249,7 +248,7 @@ class Lease(Base):
 class Checkpoint(Base):
     __tablename__ = "checkpoints"
 
-    job_id: Mapped[str] = mapped_column(String(16), ForeignKey("jobs.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(Name(16), ForeignKey("jobs.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     attempt: Mapped[int]
     phase: Mapped[str]

@@ -29,16 +29,20 @@ class Prose(TypeDecorator[str]):
 
 
 class Name(TypeDecorator[str]):
-    """Text of at most `NAME_LENGTH` characters; of a longer one, its beginning and a hash.
+    """Text of at most `length` characters; of a longer one, its beginning and a hash.
 
     So two long names stay two names, and the same one is found again.
     """
 
-    impl = String(NAME_LENGTH)
+    impl = String
     cache_ok = True
 
+    def __init__(self, length: int = NAME_LENGTH) -> None:
+        super().__init__(length)
+        self.length = length
+
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        return None if value is None else name(value)
+        return None if value is None else name(value, self.length)
 
 
 def storable(text: str) -> str:
@@ -48,12 +52,13 @@ def storable(text: str) -> str:
     return "".join("\ufffd" if _refused(each) else each for each in text)
 
 
-def name(text: str) -> str:
+def name(text: str, length: int = NAME_LENGTH) -> str:
+    """The text as a `Name` of that length keeps it."""
     kept = storable(text)
-    if len(kept) <= NAME_LENGTH:
+    if len(kept) <= length:
         return kept
     digest = hashlib.sha256(kept.encode()).hexdigest()[: _MARK_LENGTH - 1]
-    return f"{kept[: NAME_LENGTH - _MARK_LENGTH]}~{digest}"
+    return f"{kept[: length - _MARK_LENGTH]}~{digest}"
 
 
 def dumps(value: Any) -> str:

@@ -3,7 +3,7 @@
 An object is written to a temporary file under `<root>/.tmp`, flushed to the disk, and then given
 its name in one step of the file system: `os.link` for a create (it fails when the name exists),
 `os.replace` for a put. A crash leaves at most a temporary file, which no key can name and no list
-shows.
+shows, and which goes a day later, when a storage is opened there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from operator import itemgetter
@@ -22,6 +23,7 @@ from dovetail_workers.storage.protocol import KeyExists, KeyNotFound, ObjectInfo
 _TEMPORARY = ".tmp"
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _PUBLISH_TRIES = 100
+_ABANDONED_S = 86_400.0  # no write of a living process pauses that long
 _WAYS_OUT = {
     errno.ENOSPC: "; make room on that disk",
     errno.EDQUOT: "; make room in the quota",
@@ -37,6 +39,7 @@ class LocalStorage:
         self._root = root.absolute()
         try:
             (self._root / _TEMPORARY).mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(self._root / _TEMPORARY)
         except OSError as error:
             raise StorageError(
                 f"cannot keep objects in {root}: {error.strerror or error}"
@@ -165,6 +168,15 @@ class LocalStorage:
             elif name.startswith(prefix):
                 with suppress(FileNotFoundError):
                     yield ObjectInfo(name, entry.stat(follow_symlinks=False).st_size)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What writers that were killed left behind."""
+    with os.scandir(folder) as found:
+        for entry in found:
+            with suppress(FileNotFoundError):
+                if time.time() - entry.stat().st_mtime > _ABANDONED_S:
+                    os.unlink(entry.path)
 
 
 def _sync_folder(folder: Path) -> None:
