@@ -48,14 +48,15 @@ def computable_then_needed_last(tape: Tape, gap: Gap, until: int) -> float:
     return late - tape.time_s(until)
 
 
+# The most promising and most different first: a large trace has time for a few only.
 SCORES: tuple[Score, ...] = (
     needed_last,
     computable_then_needed_last,
-    hidden_then_needed_last,
+    largest,
     free_first,
     slackest,
     longest,
-    largest,
+    hidden_then_needed_last,
 )
 
 
@@ -82,10 +83,16 @@ def cover(
     gaps: Sequence[Gap],
     budget_bytes: int,
     score: Score,
+    *,
+    wished_bytes: int | None = None,
     given: Sequence[int] = (),
     banned: Set[int] = frozenset(),
 ) -> list[int] | None:
-    """Indices into `gaps`, `given` first; None if all of them leave too much at some operator."""
+    """Indices into `gaps`, `given` first; None if all of them leave too much at some operator.
+
+    `wished_bytes` is a lower budget, to be kept where gaps allow it.
+    """
+    wished = budget_bytes if wished_bytes is None else wished_bytes
     n = tape.length
     opening: dict[int, list[tuple[float, int, int]]] = {}
     used = {*given, *banned}
@@ -106,9 +113,11 @@ def cover(
         for entry in opening.get(position, ()):
             heapq.heappush(open_gaps, entry)
         away += change[position]
-        while live - away > budget_bytes:
+        while live - away > wished:
             if not open_gaps:
-                return None
+                if live - away > budget_bytes:
+                    return None
+                break
             _, index, until = heapq.heappop(open_gaps)
             if until <= position or index in used:
                 continue

@@ -22,7 +22,8 @@ from tensile.tape import Tape
 class Draft:
     """`used` are indices into `gaps`; `computed` those of them that are computed again.
 
-    `curve` has them all away as long as their gaps are open.
+    `curve` has them all away as long as their gaps are open. It keeps `wished_bytes` where it can:
+    what is between that and the budget is room for coming back early.
     """
 
     tape: Tape
@@ -30,6 +31,7 @@ class Draft:
     used: list[int]
     curve: Curve
     budget_bytes: int
+    wished_bytes: int
     computed: set[int] = field(default_factory=set)
 
     def rated(self) -> Rating:
@@ -37,7 +39,8 @@ class Draft:
         curve = Curve(self.curve.live_bytes)
         back = returns(self.tape, self.gaps, self.used, curve, self.budget_bytes, self.computed)
         clean = _clean(self.tape, self.gaps, back)
-        found = [self._absence(index, back[index], index in clean) for index in self.used]
+        order = _order(self.tape, self.gaps, back)
+        found = [self._absence(index, back[index], index in clean) for index in order]
         timeline, waited_s = execute(self.tape, found, self.budget_bytes)
         moved = sum(self.gaps[index].bytes for index in self.used if index not in self.computed)
         return Rating(
@@ -46,7 +49,7 @@ class Draft:
             peak_bytes=timeline.peak_bytes,
             stall_s=timeline.stall_s,
             moved_bytes=moved,
-            waited_s=dict(zip(self.used, waited_s, strict=True)),
+            waited_s=dict(zip(order, waited_s, strict=True)),
         )
 
     def _absence(self, index: int, back: Return, is_clean: bool) -> Absence:
@@ -151,11 +154,21 @@ def drafted(
     gaps: Sequence[Gap],
     used: Sequence[int],
     budget_bytes: int,
+    *,
+    wished_bytes: int | None = None,
     waited_s: Mapping[int, float] = MappingProxyType({}),
 ) -> Draft:
-    """`used` without what the budget does not need; what was waited for goes first."""
-    kept, curve = without_needless(tape, gaps, used, budget_bytes, waited_s)
-    return Draft(tape=tape, gaps=list(gaps), used=kept, curve=curve, budget_bytes=budget_bytes)
+    """`used` without what the (wished) budget does not need; what was waited for goes first."""
+    wished = budget_bytes if wished_bytes is None else wished_bytes
+    kept, curve = without_needless(tape, gaps, used, wished, waited_s)
+    return Draft(
+        tape=tape,
+        gaps=list(gaps),
+        used=kept,
+        curve=curve,
+        budget_bytes=budget_bytes,
+        wished_bytes=wished,
+    )
 
 
 def judged(tape: Tape, actions: tuple[Action, ...], budget_bytes: int) -> Plan:
@@ -178,7 +191,7 @@ def _actions(
     n, events = tape.length, len(tape.trace.events)
     clean = _clean(tape, gaps, back)
     found: list[Action] = []
-    for index in sorted(back, key=lambda i: (gaps[i].out_event, back[i].in_event, i)):
+    for index in _order(tape, gaps, back):
         gap = gaps[index]
         name = tape.trace.storages[gap.storage].name
         if index in computed and gap.slot is not None:
@@ -207,6 +220,17 @@ def _actions(
             )
         )
     return tuple(found)
+
+
+def _order(tape: Tape, gaps: Sequence[Gap], back: dict[int, Return]) -> list[int]:
+    """By the event of the return; what one event asks back, in the order of the needs."""
+    n, events = tape.length, len(tape.trace.events)
+
+    def key(index: int) -> tuple[int, int, int]:
+        turns, event = divmod(back[index].in_event, events)
+        return event, gaps[index].need - turns * n, index
+
+    return sorted(back, key=key)
 
 
 def _clean(tape: Tape, gaps: Sequence[Gap], back: dict[int, Return]) -> set[int]:

@@ -9,20 +9,25 @@ one tensor a round, triggers at events instead of delays, and computing again as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from tensile.actions import Plan, PlanError
 from tensile.costs import Costs
 from tensile.cover import SCORES, Score, cover, gain_s
 from tensile.draft import Draft, Rating, drafted, judged
 from tensile.floor import MOVABLE_KINDS, required_bytes
-from tensile.gaps import Gap, gaps
+from tensile.gaps import gaps
 from tensile.sequence import Kind, Phase, Trace
 from tensile.tape import Tape
 
-_SHARES_COMPUTED = (1.0, 0.5, 0.25)
-_LARGE = 4000  # operators from which on time allows fewer attempts
-_SCORES_OF_LARGE = 3
+# Covering more than the budget asks gives room to bring things back early.
+_HEADROOMS = (0.1, 0.03, 0.2, 0.3)
+_SHARES_COMPUTED = (0.25, 0.5)
+# What an attempt takes grows with operators and, eight times faster, with actions. Within these
+# units a plan takes 0.2 s for 1.4 k operators and 2 s for 10 k.
+_UNITS, _UNITS_PER_OPERATOR, _UNITS_PER_ACTION = 60_000, 36, 8
+_FEWEST, _MOST = 4, 40
 
 
 def plan(trace: Trace, budget_bytes: int, costs: Costs) -> Plan:
@@ -34,41 +39,84 @@ def quick_plan(tape: Tape, budget_bytes: int) -> Plan:
     """The same for a trace in arrays."""
     if tape.peak_bytes <= budget_bytes:
         return judged(tape, (), budget_bytes)
-    found = list(gaps(tape))
-    scores = SCORES if tape.length <= _LARGE else SCORES[:_SCORES_OF_LARGE]
-    drafts = list(_drafts(tape, found, budget_bytes, scores))
-    if not drafts:
-        raise PlanError(_below_the_floor(tape, budget_bytes))
-    ratings = [draft.rated() for draft in drafts]
-    for draft in drafts if tape.length <= _LARGE else drafts[:2]:
-        ratings += _with_computed(draft)
-    return min(ratings, key=_worth).plan()
+    attempts = _Attempts(tape, budget_bytes)
+    for number, recipe in enumerate(_recipes(attempts)):
+        if not attempts.make(recipe):
+            raise PlanError(_below_the_floor(tape, budget_bytes))
+        if attempts.is_free() or number + 1 >= attempts.affordable():
+            break
+    return attempts.ratings[attempts.best(1)[0]].plan()
 
 
-def _drafts(
-    tape: Tape, found: Sequence[Gap], budget_bytes: int, scores: Sequence[Score]
-) -> Iterator[Draft]:
-    """One for each score, as far as they differ; none if the budget is below the floor."""
-    seen: set[frozenset[int]] = set()
-    for score in scores:
-        used = cover(tape, found, budget_bytes, score)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recipe:
+    """How an attempt is made; `share` of what is cheaper to compute than to copy is computed."""
+
+    score: Score
+    headroom: float = 0.0
+    share: float = 0.0
+
+
+class _Attempts:
+    """The plans of one budget that were tried."""
+
+    def __init__(self, tape: Tape, budget_bytes: int) -> None:
+        self.tape, self.budget_bytes = tape, budget_bytes
+        self.gaps = gaps(tape)
+        self.ratings: dict[_Recipe, Rating] = {}
+        self._seen: set[tuple[frozenset[int], frozenset[int]]] = set()
+
+    def make(self, recipe: _Recipe) -> bool:
+        """Whether the gaps allow the budget at all."""
+        wished = int(self.budget_bytes * (1 - recipe.headroom))
+        used = cover(self.tape, self.gaps, self.budget_bytes, recipe.score, wished_bytes=wished)
         if used is None:
-            return
-        draft = drafted(tape, found, used, budget_bytes)
-        if frozenset(draft.used) not in seen:
-            seen.add(frozenset(draft.used))
-            yield draft
+            return False
+        draft = drafted(self.tape, self.gaps, used, self.budget_bytes, wished_bytes=wished)
+        if recipe.share:
+            cheap = cheaper_computed(draft)
+            draft = draft.with_computed(cheap[: round(len(cheap) * recipe.share)])
+        tried = (frozenset(draft.used), frozenset(draft.computed))
+        if tried not in self._seen:
+            self._seen.add(tried)
+            self.ratings[recipe] = draft.rated()
+        return True
+
+    def best(self, count: int) -> list[_Recipe]:
+        # The order of trying decides between equals.
+        return sorted(self.ratings, key=lambda recipe: self.ratings[recipe].worth)[:count]
+
+    def is_free(self) -> bool:
+        """Whether one of them costs no time."""
+        return any(not r.worth[0] and r.stall_s <= 0 for r in self.ratings.values())
+
+    def affordable(self) -> int:
+        """How many attempts the time that a quick plan may take is enough for."""
+        operators = self.tape.length
+        actions = max(len(rating.draft.used) for rating in self.ratings.values())
+        units = max(_UNITS, _UNITS_PER_OPERATOR * operators)
+        attempts = units // (operators + _UNITS_PER_ACTION * actions)
+        return min(max(attempts, _FEWEST), _MOST)
 
 
-def _with_computed(draft: Draft) -> Iterator[Rating]:
-    cheap = cheaper_computed(draft)
-    counts = {max(1, round(len(cheap) * share)) for share in _SHARES_COMPUTED}
-    if cheap:
-        yield from (draft.with_computed(cheap[:count]).rated() for count in sorted(counts))
-
-
-def _worth(rating: Rating) -> tuple[bool, float, int]:
-    return rating.worth
+def _recipes(attempts: _Attempts) -> Iterator[_Recipe]:
+    """The most promising first; what was best so far decides what comes next."""
+    first, second, third, *others = SCORES
+    yield _Recipe(score=first)
+    yield _Recipe(score=second, share=1.0)
+    yield _Recipe(score=third)
+    best = attempts.best(1)[0]
+    for headroom in _HEADROOMS:
+        yield replace(best, headroom=headroom)
+    best = attempts.best(1)[0]
+    for score in (first, second, third, *others):
+        yield replace(best, score=score)
+        yield _Recipe(score=score, headroom=best.headroom, share=1.0 - best.share)
+    for best in attempts.best(2):
+        for headroom in (*_HEADROOMS, 0.0):
+            yield replace(best, headroom=headroom)
+    for share in _SHARES_COMPUTED:
+        yield replace(attempts.best(1)[0], share=share)
 
 
 def cheaper_computed(draft: Draft) -> list[int]:

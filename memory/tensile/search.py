@@ -18,6 +18,7 @@ from tensile.cover import (
     cover,
     gain_s,
     hidden_then_needed_last,
+    lowered,
     slack_s,
     slackest,
 )
@@ -82,8 +83,16 @@ def _started(tape: Tape, plan: Plan) -> Rating | None:
             computed.append(index)
     if not used:
         return None
-    draft = drafted(tape, found, used, plan.budget_bytes).with_computed(computed)
-    return draft.rated()
+    curve = lowered(tape, found, used)
+    draft = Draft(
+        tape=tape,
+        gaps=found,
+        used=used,
+        curve=curve,
+        budget_bytes=plan.budget_bytes,
+        wished_bytes=min(plan.budget_bytes, int(curve.live_bytes.max())),
+    )
+    return draft.with_computed(computed).rated()
 
 
 def _attempts(rating: Rating) -> Iterator[Draft]:
@@ -107,7 +116,15 @@ def _changes(
     elif gain_s(tape, original[index]) > 0:
         yield draft.with_computed([index])
     for score in _REPLACING:
-        used = cover(tape, original, budget_bytes, score, others, {index})
+        used = cover(
+            tape,
+            original,
+            budget_bytes,
+            score,
+            wished_bytes=draft.wished_bytes,
+            given=others,
+            banned={index},
+        )
         if used is not None:
             yield _again(draft, original, used, computed, waited_s)
     for helper in _helpers(draft, original, index):
@@ -124,7 +141,14 @@ def _again(
     computed: list[int],
     waited_s: dict[int, float],
 ) -> Draft:
-    changed = drafted(draft.tape, original, used, draft.budget_bytes, waited_s)
+    changed = drafted(
+        draft.tape,
+        original,
+        used,
+        draft.budget_bytes,
+        wished_bytes=draft.wished_bytes,
+        waited_s=waited_s,
+    )
     kept = set(changed.used)
     return changed.with_computed([index for index in computed if index in kept])
 

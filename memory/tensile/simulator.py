@@ -53,8 +53,8 @@ class _Execution:
     def __init__(self, tape: Tape, found: Sequence[Absence], budget_bytes: int) -> None:
         n, events = tape.length, len(tape.trace.events)
         self.tape, self.found, self.budget_bytes = tape, found, budget_bytes
-        self.outs: dict[int, list[tuple[int, int]]] = defaultdict(list)  # position: event, index
-        self.ins: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        # At each position: event, index, and whether it leaves then.
+        self.moves: dict[int, list[tuple[int, int, bool]]] = defaultdict(list)
         self.computes: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self.needs: dict[int, list[int]] = defaultdict(list)
         self.deaths: dict[int, list[int]] = defaultdict(list)
@@ -62,16 +62,20 @@ class _Execution:
         for index, absence in enumerate(found):
             event = absence.in_event % events
             place = tape.event_position(event)
-            self.outs[absence.start].append((absence.out_event, index))
+            self.moves[absence.start].append((absence.out_event, index, True))
             if absence.dies:
                 self.deaths[absence.stop - n if absence.stop > n else absence.stop].append(index)
             elif absence.recompute_s is not None:
                 self.computes[place].append((event, index))
             else:
-                self.ins[place].append((event, index))
+                self.moves[place].append((event, index, False))
                 if absence.first_need is not None:
                     self.needs[absence.first_need % n].append(index)
-        self.places = {*self.outs, *self.ins, *self.computes, *self.needs, *self.deaths}
+        for moves in self.moves.values():
+            moves.sort()  # of one event, in the order of the plan
+        for computes in self.computes.values():
+            computes.sort()
+        self.places = {*self.moves, *self.computes, *self.needs, *self.deaths}
         costs = tape.costs
         self.out_s = [costs.out_s(a.bytes) if a.writes else 0.0 for a in found]
         self.in_s = [costs.in_s(a.bytes) for a in found]
@@ -126,8 +130,10 @@ class _Execution:
         """What the plan wants between the operator before `position` and the one at it."""
         self._moments(position)
         for index in self.needs.get(position, ()):
-            self._wait_for(index)
-        for _, index in sorted(self.computes.get(position, ())):
+            arrival_s = self.arrival_s[index]
+            if arrival_s is None or arrival_s > self.now_s:
+                self._wait_for(index)
+        for _, index in self.computes.get(position, ()):
             absence = self.found[index]
             self._wait_for_room(absence.bytes + absence.workspace_bytes)
             self.held += absence.bytes
@@ -141,11 +147,10 @@ class _Execution:
             if self.absent[index]:
                 self.held += self.found[index].bytes  # it was not there to be freed
                 self.absent[index] = False
-            self.leaving = [entry for entry in self.leaving if entry[1] != index]
-            heapq.heapify(self.leaving)
-        happening = [(event, index, True) for event, index in self.outs.get(position, ())]
-        happening += [(event, index, False) for event, index in self.ins.get(position, ())]
-        for _, index, is_out in sorted(happening):
+            if self.left_s[index] > self.now_s:
+                self.leaving = [entry for entry in self.leaving if entry[1] != index]
+                heapq.heapify(self.leaving)
+        for _, index, is_out in self.moves.get(position, ()):
             if is_out:
                 self._leave(index)
             else:
