@@ -10,18 +10,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tensile.actions import Plan as Plan
+    from tensile.actions import PlanError as PlanError
+    from tensile.actions import Timeline as Timeline
     from tensile.budget import BudgetError as BudgetError
+    from tensile.calibration import calibrate as calibrate
+    from tensile.costs import Costs as Costs
     from tensile.floor import floor_bytes as floor_bytes
     from tensile.forecasting import Forecast as Forecast
     from tensile.forecasting import forecast as forecast
     from tensile.lower_tier import TierError as TierError
+    from tensile.planner import plan as plan
     from tensile.recorder import TraceError as TraceError
+    from tensile.rungs import ladder as ladder
+    from tensile.search import improve as improve
+    from tensile.sequence import Trace as Trace
     from tensile.session import Session as Session
     from tensile.session import SessionError as SessionError
+    from tensile.simulator import simulate as simulate
     from tensile.stats import Stats as Stats
     from tensile.tracing import trace as trace
 
 _HOMES = {
+    "calibrate": "tensile.calibration",
+    "Costs": "tensile.costs",
+    "Plan": "tensile.actions",
+    "PlanError": "tensile.actions",
+    "Timeline": "tensile.actions",
+    "Trace": "tensile.sequence",
+    "improve": "tensile.search",
+    "ladder": "tensile.rungs",
+    "plan": "tensile.planner",
+    "simulate": "tensile.simulator",
     "BudgetError": "tensile.budget",
     "Forecast": "tensile.forecasting",
     "Session": "tensile.session",

@@ -1,0 +1,105 @@
+"""Costs are measured once for each machine, and never believed when they are damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tensile.calibration import calibrate
+from tensile.lower_tier import LowerTier, TierError
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    try:
+        return LowerTier(tmp_path / "tier").folder
+    except TierError as error:
+        pytest.skip(f"the tests' own folder is no place for a lower tier: {error}")
+
+
+def kept_in(folder: Path) -> Path:
+    (file,) = folder.iterdir()
+    return file
+
+
+def test_costs_are_those_of_a_machine_and_not_of_a_dream(folder: Path) -> None:
+    costs = calibrate("cpu", folder)
+    assert 1e8 < costs.flops_per_s < 1e13
+    assert 1e8 < costs.moved_bytes_per_s < 1e12
+    assert 1e-8 < costs.overhead_s < 1e-3
+    assert 1e6 < costs.out_bytes_per_s < 1e11
+    assert 1e6 < costs.in_bytes_per_s < 1e11
+    assert 0 < costs.copy_latency_s < 1.0
+
+
+def test_the_second_time_they_are_read(folder: Path) -> None:
+    first = calibrate("cpu", folder)
+    assert calibrate("cpu", folder) == first
+    assert replace(calibrate("cpu:1", folder), device="cpu") == first
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"flops_per_s": 1}', "null", '{"flops_per_s": "fast"}']
+)
+def test_a_damaged_cache_is_measured_anew(folder: Path, content: str) -> None:
+    calibrate("cpu", folder)
+    kept_in(folder).write_text(content)
+    costs = calibrate("cpu", folder)
+    assert costs.flops_per_s > 1e8
+    assert json.loads(kept_in(folder).read_text())["flops_per_s"] == costs.flops_per_s
+
+
+@pytest.mark.parametrize("value", [0, -1.0, "NaN", None])
+def test_a_cache_with_an_impossible_value_is_measured_anew(
+    folder: Path, value: float | str | None
+) -> None:
+    costs = calibrate("cpu", folder)
+    kept = json.loads(kept_in(folder).read_text())
+    kept_in(folder).write_text(json.dumps({**kept, "in_bytes_per_s": value}))
+    assert calibrate("cpu", folder).in_bytes_per_s > 0
+    assert asdict(costs).keys() >= kept.keys()
+
+
+def test_calibrating_draws_no_random_number(folder: Path) -> None:
+    before = torch.get_rng_state()
+    calibrate("cpu", folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_nothing_but_the_costs_stays_in_the_folder(folder: Path) -> None:
+    calibrate("cpu", folder)
+    assert [file.suffix for file in folder.iterdir()] == [".json"]
+
+
+def test_another_number_of_threads_is_another_machine(folder: Path) -> None:
+    calibrate("cpu", folder)
+    torch.set_num_threads(2)
+    calibrate("cpu", folder)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_folder_in_memory_is_refused() -> None:
+    shared = Path("/dev/shm")
+    if not os.access(shared, os.W_OK):
+        pytest.skip("no /dev/shm here")
+    with pytest.raises(TierError, match="memory"):
+        calibrate("cpu", shared)
+
+
+def test_a_device_without_a_probe_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="'cuda' has no probe"):
+        calibrate("cuda", folder)
