@@ -195,5 +195,6 @@ def _check_version(probe: Tensor, expected: int, shown: Tensor) -> None:
             "one of the variables needed for gradient computation has been modified by an inplace "
             f"operation: [{kind} {list(shown.size())}] is at version {probe._version}; expected "
             f"version {expected} instead. Hint: enable anomaly detection to find the operation "
-            "that failed to compute its gradient, with torch.autograd.set_detect_anomaly(True)."
+            "that failed to compute its gradient, with torch.autograd.set_detect_anomaly(True, "
+            "check_nan=False)."
         )

@@ -20,6 +20,7 @@ from tensile.chunks import Chunk
 from tensile.contents import Contents
 from tensile.costs import Costs
 from tensile.execution import Execution
+from tensile.forecasting import Forecast
 from tensile.gauge import Gauge, return_freed_memory
 from tensile.lasting_file import LastingFile
 from tensile.lower_tier import LowerTier
@@ -191,6 +192,11 @@ class Session:
             base_bytes=self._gauge.base_bytes, budget_bytes=self._pressure.limit_bytes
         )
 
+    @property
+    def forecast(self) -> Forecast | None:
+        """What `prepare` foresaw; None before it, and for a step that could not be traced."""
+        return None if self._planning is None else self._planning.forecast
+
     def set_budget(self, budget: Budget) -> None:
         """From the next step on. Raises PlanError below the floor; the old budget stays then."""
         self._require_open("set_budget")
@@ -337,9 +343,9 @@ class Session:
         """
         away = {action.storage for action in schedule.away_at_begin()}
         for name in dict.fromkeys(action.storage for action in schedule.plan.actions):
-            if not name.startswith("activation:") and self._residency.evict(name):
-                if name not in away:
-                    self._residency.ask(name)
+            placed = not name.startswith("activation:") and self._residency.evict(name) > 0
+            if placed and name not in away:
+                self._residency.ask(name)
 
     def _require_open(self, what: str) -> None:
         if self._closed:

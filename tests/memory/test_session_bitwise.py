@@ -1,0 +1,90 @@
+"""Training in a session gives the bits that training without one gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.small_trainings import KINDS, Training, contents, differences
+from tensile import Session, Stats
+from tensile.costs import Costs
+
+COSTS = Costs(
+    device="cpu",
+    flops_per_s=5e10,
+    moved_bytes_per_s=5e9,
+    overhead_s=1e-5,
+    out_bytes_per_s=1e9,
+    in_bytes_per_s=8e8,
+    copy_latency_s=1e-4,
+)
+STEPS = 16
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def without_session(kind: str, steps: int = STEPS) -> Training:
+    training = KINDS[kind]()
+    for number in range(steps):
+        training.step(training.batches[number % len(training.batches)])
+    return training
+
+
+def inside(session: Session, training: Training, steps: int = STEPS) -> Stats:
+    for number in range(steps):
+        with session.step():
+            training.step(training.batches[number % len(training.batches)])
+    return session.stats()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_planned_step_at_half_the_peak_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
+    expected = contents(without_session(kind))
+    training = KINDS[kind]()
+    with Session(training.model, training.optimizer, 0.5, folder=tmp_path) as session:
+        session.prepare(training.step, training.batches[0], costs=COSTS)
+        stats = inside(session, training)
+        assert differences(contents(training), expected) == []
+    assert stats.deviations == 0, stats.notes
+    assert stats.swapped_out_bytes + stats.recomputed_bytes > 0
+    assert differences(contents(training), expected) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_budget_that_nothing_fits_moves_everything_and_gives_the_same_bits(
+    kind: str, tmp_path: Path
+) -> None:
+    expected = contents(without_session(kind))
+    training = KINDS[kind]()
+    with Session(
+        training.model, training.optimizer, 1, folder=tmp_path, smallest_bytes=0
+    ) as session:
+        stats = inside(session, training)
+        assert differences(contents(training), expected) == []
+    assert stats.swapped_out_bytes > 0
+    assert stats.swapped_in_bytes > 0
+    assert differences(contents(training), expected) == []
+
+
+@pytest.mark.parametrize("kind", ["perceptron", "language"])
+def test_training_goes_on_with_the_same_bits_after_the_session_is_closed(
+    kind: str, tmp_path: Path
+) -> None:
+    expected = contents(without_session(kind))
+    training = KINDS[kind]()
+    with Session(
+        training.model, training.optimizer, 1, folder=tmp_path, smallest_bytes=0
+    ) as session:
+        inside(session, training, STEPS // 2)
+    for number in range(STEPS // 2, STEPS):
+        training.step(training.batches[number % len(training.batches)])
+    assert differences(contents(training), expected) == []
