@@ -114,7 +114,7 @@ class _Tracing:
         return steady
 
     def _begin_step(self) -> None:
-        gc.collect()
+        gc.collect(0)  # what the step before left in cycles is young: nothing was collected since
         self._lives.begin_step()
         self._recorder.begin_step()
         self._saved.begin_step()

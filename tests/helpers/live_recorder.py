@@ -63,12 +63,12 @@ class LiveRecorder(TorchDispatchMode):
 
 
 def record(
-    step: Callable[[Any], object], batch: object, found: Sequence[torch.Tensor]
+    step: Callable[[Any], object], batch: object, found: Callable[[], Sequence[torch.Tensor]]
 ) -> LiveRecorder:
-    """The third call of `step(batch)`: the first ones make the optimizer's state."""
+    """The third call of `step(batch)`; `found` says what it finds, the optimizer's state too."""
     step(batch)
     step(batch)
-    recorder = LiveRecorder([*found, *_tensors(batch)])
+    recorder = LiveRecorder([*found(), *_tensors(batch)])
     with recorder:
         step(batch)
     return recorder

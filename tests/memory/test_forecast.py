@@ -17,11 +17,21 @@ import tensile
 from helpers.live_recorder import record
 from helpers.small_models import KINDS, Training, cnn, mlp, training
 from tensile.chunks import CHUNK_BYTES, chunks, narrowed
+from tensile.costs import Costs
 from tensile.floor import required_bytes
 from tensile.sequence import Kind, Trace
 from tensile.workspace import hidden_result
 
 MIB = 2**20
+COSTS = Costs(
+    device="cpu",
+    flops_per_s=5e10,
+    moved_bytes_per_s=5e9,
+    overhead_s=1e-5,
+    out_bytes_per_s=1.5e9,
+    in_bytes_per_s=8e8,
+    copy_latency_s=1e-4,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +78,7 @@ def test_the_forecast_is_of_the_step_that_is_not_chunked(foreach: bool) -> None:
     trace = traced(case)
     assert len(trace.chunks) == 2
     forecast = tensile.forecast(trace)
-    real = record(case.step, case.batch, case.found())
+    real = record(case.step, case.batch, case.found)
     assert abs(forecast.peak_bytes / max(real.live_bytes) - 1) < 0.01
     assert forecast.by_class[Kind.TEMPORARY] > (6 if foreach else 1) * 4 * MIB
 
@@ -84,6 +94,15 @@ def test_the_floor_needs_the_operands_of_the_largest_operator() -> None:
         for position in range(len(trace.operators))
     )
     assert operands <= int(required_bytes(trace).max()) == tensile.floor_bytes(trace)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "deep"])
+def test_a_plan_at_the_floor_is_kept(kind: str) -> None:
+    trace = traced(KINDS[kind]() if kind in KINDS else deep(4096))
+    floor_bytes = tensile.floor_bytes(trace)
+    plan = tensile.plan(trace, floor_bytes, COSTS)
+    assert plan.peak_bytes <= floor_bytes
+    assert tensile.simulate(trace, plan, COSTS).peak_bytes == plan.peak_bytes
 
 
 def test_what_python_holds_cannot_leave() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn import functional
@@ -53,8 +55,7 @@ def names(trace: Trace, kind: Kind) -> set[str]:
 def test_the_trace_is_operator_by_operator_what_the_real_step_does(kind: str) -> None:
     case = KINDS[kind]()
     trace = traced(case)
-    case.step(case.batch)
-    real = record(case.step, case.batch, case.found())
+    real = record(case.step, case.batch, case.found)
     assert [operator.name for operator in trace.operators] == real.operators
     assert live_bytes(trace) == real.live_bytes
 
@@ -70,6 +71,54 @@ def test_the_peak_is_that_of_torchs_own_tracker(kind: str) -> None:
         case.step(case.batch)
     peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
     assert abs(max(live_bytes(trace)) - peak) <= 0.02 * peak
+
+
+LAYERS = ("linear", "tied", "gelu", "relu_", "slice", "transpose", "twice", "residual", "dropout")
+
+
+class Graph(nn.Module):
+    """Any of `LAYERS` one after another, over a square matrix of 8 by 8."""
+
+    def __init__(self, layers: list[str]) -> None:
+        super().__init__()
+        self.layers = layers
+        self.tied = nn.Parameter(torch.randn(8, 8))
+        self.linear = nn.ModuleList(nn.Linear(8, 8) for layer in layers if layer == "linear")
+
+    def forward(self, x: Tensor) -> Tensor:
+        linear = iter(self.linear)
+        x = x * self.tied.mean()
+        for layer in self.layers:
+            match layer:
+                case "linear":
+                    x = next(linear)(x)
+                case "tied":
+                    x = x @ self.tied.t()
+                case "gelu":
+                    x = functional.gelu(x)
+                case "relu_":
+                    x = (x + 1).relu_()
+                case "slice":
+                    x = torch.cat([x[:, 4:].sigmoid(), x[:, :4]], 1)
+                case "transpose":
+                    x = x.t().tanh()
+                case "twice":
+                    x = x * x + x
+                case "residual":
+                    x = x + functional.silu(x.clone())
+                case "dropout":
+                    x = functional.dropout(x, 0.5)
+        return x
+
+
+@given(layers=st.lists(st.sampled_from(LAYERS), min_size=1, max_size=8))
+@settings(max_examples=25, deadline=None)
+def test_any_graph_lives_as_traced(layers: list[str]) -> None:
+    case = training(Graph(layers), torch.randn(8, 8), torch.randint(8, (8,)))
+    trace = traced(case)
+    real = record(case.step, case.batch, case.found)
+    assert [operator.name for operator in trace.operators] == real.operators
+    assert live_bytes(trace) == real.live_bytes
 
 
 def everything(case: Training) -> dict[str, Any]:
