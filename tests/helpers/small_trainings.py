@@ -24,6 +24,11 @@ class Training:
     loss: Callable[[nn.Module, Any], Tensor]
     losses: list[float] = field(default_factory=list)
     clip: float | None = None
+    generator: Tensor = field(default_factory=torch.get_rng_state)
+
+    def start(self) -> None:
+        """Let the generator stand where it stood when this was made."""
+        torch.set_rng_state(self.generator)
 
     def step(self, batch: Any) -> None:
         self.optimizer.zero_grad()
@@ -184,6 +189,9 @@ def differences(left: Any, right: Any, path: str = "") -> list[str]:
         if left.keys() != right.keys():
             return [f"{path}: keys"]
         return [d for key in left for d in differences(left[key], right[key], f"{path}.{key}")]
+    if isinstance(left, list):
+        pairs = enumerate(zip(left, right, strict=True))
+        return [d for index, (a, b) in pairs for d in differences(a, b, f"{path}.{index}")]
     return [] if left == right else [path]
 
 

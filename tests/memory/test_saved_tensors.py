@@ -1,4 +1,4 @@
-"""What autograd saved comes back bit for bit, and a change of it is refused where autograd would."""
+"""What autograd saved comes back bit for bit; a change of it is refused where autograd would."""
 
 from __future__ import annotations
 

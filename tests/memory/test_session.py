@@ -1,0 +1,551 @@
+"""A session in use: what it accepts, refuses and leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from helpers.small_trainings import Training, contents, differences, language, perceptron
+from tensile import BudgetError, Session, SessionError
+from tensile.actions import PlanError
+from tensile.budget import budget_bytes
+from tensile.costs import Costs
+
+COSTS = Costs(
+    device="cpu",
+    flops_per_s=5e10,
+    moved_bytes_per_s=5e9,
+    overhead_s=1e-5,
+    out_bytes_per_s=1e9,
+    in_bytes_per_s=8e8,
+    copy_latency_s=1e-4,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tight(training: Training, folder: Path, **options: Any) -> Session:
+    """A session under a budget that nothing fits, so that everything moves."""
+    options = {"budget": 1, "folder": folder, "smallest_bytes": 0, **options}
+    return Session(training.model, training.optimizer, **options)
+
+
+def run(training: Training, steps: int, session: Session | None = None) -> None:
+    for number in range(steps):
+        batch = training.batches[number % len(training.batches)]
+        if session is None:
+            training.step(batch)
+        else:
+            with session.step():
+                training.step(batch)
+
+
+# budgets
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("1.2GiB", int(1.2 * 2**30)),
+        ("800 MB", 800 * 10**6),
+        ("64kib", 65536),
+        ("123", 123),
+        (4096, 4096),
+        (None, None),
+        (0.5, 500),
+        (1.0, 1000),
+    ],
+)
+def test_budgets_are_bytes_texts_or_shares(given: Any, expected: int | None) -> None:
+    assert budget_bytes(given, 1000) == expected
+
+
+@pytest.mark.parametrize("given", ["", "1.2 GiBs", "-3MB", "lots", 0, -5, 0.0, 1.5, True, [1], "0"])
+def test_what_is_no_size_is_refused_with_examples(given: Any, tmp_path: Path) -> None:
+    training = perceptron()
+    with pytest.raises(BudgetError, match=r"is no size; write bytes \(1200000000\)"):
+        tight(training, tmp_path, budget=given)
+
+
+def test_a_share_of_a_peak_that_was_not_forecast_is_refused(tmp_path: Path) -> None:
+    training = perceptron()
+    with (
+        tight(training, tmp_path, budget=0.5) as session,
+        pytest.raises(BudgetError, match=r"call session.prepare\(train_step, batch\) first"),
+        session.step(),
+    ):
+        pass
+
+
+def test_a_budget_below_the_floor_is_refused_and_the_old_one_stays(tmp_path: Path) -> None:
+    training = perceptron()
+    with tight(training, tmp_path, budget=0.6, smallest_bytes=2**16) as session:
+        session.prepare(training.step, training.batches[0], costs=COSTS)
+        run(training, 1, session)
+        kept = session.stats().budget_bytes
+        with pytest.raises(PlanError, match="below the floor of"):
+            session.set_budget(1000)
+        run(training, 1, session)
+        assert session.stats().budget_bytes == kept
+        session.set_budget(None)
+        run(training, 1, session)
+        assert session.stats().budget_bytes is None
+
+
+def test_a_new_budget_counts_from_the_next_step_on(tmp_path: Path) -> None:
+    training, expected = perceptron(), perceptron()
+    run(expected, 6)
+    with tight(training, tmp_path, budget=None) as session:
+        run(training, 2, session)
+        assert session.stats().swapped_out_bytes == 0
+        session.set_budget(1)
+        run_from(training, 2, 4, session)
+        moved = session.stats().swapped_out_bytes
+        assert moved > 0
+        session.set_budget("8GiB")
+        run_from(training, 4, 6, session)
+    assert differences(contents(training), contents(expected)) == []
+
+
+def run_from(training: Training, start: int, stop: int, session: Session) -> None:
+    for number in range(start, stop):
+        with session.step():
+            training.step(training.batches[number % len(training.batches)])
+
+
+# use
+
+
+def test_a_step_inside_a_step_is_refused(tmp_path: Path) -> None:
+    training = perceptron()
+    with tight(training, tmp_path) as session, session.step():
+        with pytest.raises(SessionError, match="a step inside a step"), session.step():
+            pass
+        with pytest.raises(SessionError, match="inside a step"), session.evaluate():
+            pass
+        with pytest.raises(SessionError, match="call it before"):
+            session.prepare(training.step, training.batches[0])
+        with pytest.raises(SessionError, match="leave it first"):
+            session.close()
+
+
+def test_a_closed_session_is_refused_and_can_be_closed_again(tmp_path: Path) -> None:
+    training = perceptron()
+    session = tight(training, tmp_path)
+    run(training, 1, session)
+    session.close()
+    session.close()
+    with pytest.raises(SessionError, match="after close"), session.step():
+        pass
+    with pytest.raises(SessionError, match="after close"):
+        session.set_budget(None)
+    assert session.stats().steps == 1
+
+
+def test_an_optimizer_has_one_session_at_a_time(tmp_path: Path) -> None:
+    training = perceptron()
+    with (
+        tight(training, tmp_path),
+        pytest.raises(SessionError, match="has a session already"),
+    ):
+        tight(training, tmp_path)
+    tight(training, tmp_path).close()
+
+
+def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
+    model = nn.Linear(4, 4, device="meta")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(SessionError, match="weight is on meta and the session on cpu"):
+        Session(model, optimizer, 1, folder=tmp_path)
+    with pytest.raises(SessionError, match="device cuda is not managed here yet"):
+        Session(model, optimizer, 1, device="cuda", folder=tmp_path)
+
+
+# what a step may do
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("place", ["forward", "backward", "optimizer"])
+def test_a_step_that_raises_leaves_everything_valid(place: str, tmp_path: Path) -> None:
+    training, expected = language(), language()
+    run(expected, 3)
+
+    def broken(batch: Any) -> None:
+        loss = training.loss(training.model, batch)
+        if place == "forward":
+            raise Interrupted
+        if place == "backward":
+            loss.register_hook(_interrupt)
+        loss.backward()
+        raise Interrupted
+
+    training.start()
+    with tight(training, tmp_path) as session:
+        run(training, 2, session)
+        state = torch.get_rng_state()
+        with pytest.raises(Interrupted), session.step():
+            broken(training.batches[2])
+        training.optimizer.zero_grad()
+        torch.set_rng_state(state)
+        run_from(training, 2, 3, session)
+    assert differences(contents(training), contents(expected)) == []
+
+
+def _interrupt(gradient: torch.Tensor) -> None:
+    raise Interrupted
+
+
+def test_gradients_accumulate_over_several_backward_passes(tmp_path: Path) -> None:
+    def accumulate(training: Training) -> None:
+        training.optimizer.zero_grad()
+        for batch in training.batches[:3]:
+            training.loss(training.model, batch).backward()
+        training.optimizer.step()
+
+    training, expected = language(), language()
+    with tight(training, tmp_path) as session:
+        for _ in range(3):
+            accumulate(expected)
+        training.start()
+        for _ in range(3):
+            with session.step():
+                accumulate(training)
+        assert session.stats().swapped_out_bytes > 0
+    assert differences(contents(training), contents(expected)) == []
+
+
+def test_gradients_that_are_kept_and_zeroed_in_place_are_the_same(tmp_path: Path) -> None:
+    def keep(training: Training, number: int) -> None:
+        training.optimizer.zero_grad(set_to_none=False)
+        training.loss(training.model, training.batches[number]).backward()
+        training.optimizer.step()
+
+    training, expected = perceptron(), perceptron()
+    with tight(training, tmp_path) as session:
+        for number in range(4):
+            keep(expected, number)
+            with session.step():
+                keep(training, number)
+    assert differences(contents(training), contents(expected)) == []
+
+
+def test_a_gradient_that_the_user_keeps_is_not_overwritten(tmp_path: Path) -> None:
+    training = perceptron()
+    first = next(training.model.parameters())
+    with tight(training, tmp_path) as session:
+        run(training, 1, session)
+        kept = first.grad
+        assert kept is not None
+        value = kept.clone()
+        run_from(training, 1, 4, session)
+        assert first.grad is not kept
+        assert torch.equal(kept, value)
+
+
+def test_a_view_of_a_parameter_that_the_user_made_before_stays_a_view(tmp_path: Path) -> None:
+    training = perceptron()
+    weight = next(training.model.parameters())
+    view = weight.detach()[0]
+    with tight(training, tmp_path) as session:
+        run(training, 3, session)
+        assert torch.equal(view, weight.detach()[0])
+
+
+# between steps
+
+
+def test_a_model_can_be_copied_saved_and_loaded_between_steps(tmp_path: Path) -> None:
+    training, expected = language(), language()
+    run(expected, 2)
+    saved = (
+        copy.deepcopy(expected.optimizer.state_dict()),
+        copy.deepcopy(expected.model.state_dict()),
+    )
+    generator = torch.get_rng_state()
+    run(expected, 2)
+    with tight(training, tmp_path / "lower") as session:
+        training.start()
+        run(training, 2, session)
+        copied = copy.deepcopy(training.model)
+        buffer = io.BytesIO()
+        torch.save((training.optimizer.state_dict(), training.model.state_dict()), buffer)
+        run(training, 2, session)  # something else, which is undone now
+        buffer.seek(0)
+        optimizer_state, model_state = torch.load(buffer)
+        assert differences(model_state, saved[1]) == []
+        assert differences(optimizer_state, saved[0]) == []
+        assert differences(copied.state_dict(), saved[1]) == []
+        training.optimizer.load_state_dict(optimizer_state)
+        training.model.load_state_dict(model_state)
+        torch.set_rng_state(generator)
+        del training.losses[2:]
+        run(training, 2, session)
+    assert differences(contents(training), contents(expected)) == []
+
+
+def test_tied_weights_stay_tied_and_parameters_stay_themselves(tmp_path: Path) -> None:
+    training = language()
+    before = list(training.model.parameters())
+    with tight(training, tmp_path) as session:
+        run(training, 2, session)
+        model = training.model
+        assert model.head.weight is model.embedding.weight
+        assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
+        assert session._lasting_file.bytes > 0
+    assert all(not session._lasting_file.holds(p.untyped_storage()) for p in before)
+
+
+def test_two_parameters_over_one_storage_stay_over_one_storage(tmp_path: Path) -> None:
+    whole = torch.randn(8, 8)
+    model = nn.Module()
+    model.upper = nn.Parameter(whole[:4])
+    model.lower = nn.Parameter(whole[4:])
+    del whole
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Session(model, optimizer, 1, folder=tmp_path, smallest_bytes=0) as session:
+        with session.step():
+            (model.upper.sum() * model.lower.exp().sum()).backward()
+            optimizer.step()
+        assert session._lasting_file.holds(model.upper.untyped_storage())
+        assert model.upper.untyped_storage()._cdata == model.lower.untyped_storage()._cdata
+    assert model.upper.untyped_storage()._cdata == model.lower.untyped_storage()._cdata
+
+
+def test_evaluation_gives_the_same_and_keeps_no_graph(tmp_path: Path) -> None:
+    training = language()
+    training.model.eval()
+    with torch.no_grad():
+        expected = training.model(training.batches[0])
+    with tight(training, tmp_path) as session:
+        with session.evaluate():
+            result = training.model(training.batches[0])
+        assert session._lasting_file.bytes > 0
+    assert not result.requires_grad
+    assert torch.equal(result, expected)
+
+
+# the optimizer
+
+
+def test_schedulers_made_before_and_after_the_session_see_one_step(tmp_path: Path) -> None:
+    def rates(managed: bool, late: bool) -> tuple[list[float], Any]:
+        training = perceptron()
+        make = torch.optim.lr_scheduler.StepLR
+        scheduler = None if late else make(training.optimizer, 2, 0.5)
+        session = tight(training, tmp_path) if managed else None
+        scheduler = scheduler or make(training.optimizer, 2, 0.5)
+        seen = []
+        for number in range(4):
+            run_one(training, number, session)
+            scheduler.step()
+            seen.append(scheduler.get_last_lr()[0])
+        if session is not None:
+            session.close()
+        return seen, contents(training)
+
+    for late in (False, True):
+        plain, managed = rates(False, late), rates(True, late)
+        assert plain[0] == managed[0]
+        assert differences(plain[1], managed[1]) == []
+
+
+def run_one(training: Training, number: int, session: Session | None) -> None:
+    if session is None:
+        training.step(training.batches[number])
+    else:
+        with session.step():
+            training.step(training.batches[number])
+
+
+OPTIMIZERS = {
+    "adamw, one at a time": lambda p: torch.optim.AdamW(p, lr=1e-3, foreach=False),
+    "adamw, all at once": lambda p: torch.optim.AdamW(p, lr=1e-3, foreach=True, amsgrad=True),
+    "adamw, fused": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=1e-3),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_optimizer_gives_the_same_in_chunks(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tensile.chunks.CHUNK_BYTES", 50_000)
+    training, expected = perceptron(), perceptron()
+    for each in (training, expected):
+        layers = list(each.model.parameters())
+        each.optimizer = OPTIMIZERS[kind](
+            [{"params": layers[:5]}, {"params": layers[5:], "weight_decay": 0.1}]
+        )
+    run(expected, 4)
+    with tight(training, tmp_path) as session:
+        run(training, 4, session)
+    assert differences(contents(training), contents(expected)) == []
+
+
+def test_an_optimizer_that_is_not_known_runs_whole_and_it_is_said(tmp_path: Path) -> None:
+    training, expected = perceptron(), perceptron()
+    for each in (training, expected):
+        each.optimizer = torch.optim.LBFGS(each.model.parameters(), max_iter=2)
+
+    def step(each: Training, batch: Any) -> None:
+        def closure() -> torch.Tensor:
+            each.optimizer.zero_grad()
+            loss = each.loss(each.model, batch)
+            loss.backward()
+            return loss
+
+        each.losses.append(each.optimizer.step(closure).item())
+
+    with tight(training, tmp_path) as session:
+        for number in range(2):
+            step(expected, expected.batches[number])
+            with session.step():
+                step(training, training.batches[number])
+        assert any("LBFGS is not known to treat each" in note for note in session.stats().notes)
+    assert differences(contents(training), contents(expected)) == []
+
+
+def test_a_closure_runs_once_for_all_chunks(tmp_path: Path) -> None:
+    training, expected = perceptron(), perceptron()
+    calls = []
+
+    def step(each: Training) -> None:
+        def closure() -> torch.Tensor:
+            calls.append(each)
+            each.optimizer.zero_grad()
+            loss = each.loss(each.model, each.batches[0])
+            loss.backward()
+            return loss
+
+        each.losses.append(each.optimizer.step(closure).item())
+
+    step(expected)
+    with tight(training, tmp_path) as session, session.step():
+        step(training)
+    assert calls == [expected, training]
+    assert differences(contents(training), contents(expected)) == []
+
+
+def test_a_gradient_scaler_skips_and_scales_as_without(tmp_path: Path) -> None:
+    def scaled(managed: bool) -> Any:
+        training = perceptron()
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1)
+        session = tight(training, tmp_path) if managed else None
+        for number in range(4):
+            with session.step() if session else torch.enable_grad():
+                training.optimizer.zero_grad()
+                loss = training.loss(training.model, training.batches[number])
+                scaler.scale(loss).backward()
+                scaler.step(training.optimizer)
+                scaler.update()
+        if session is not None:
+            session.close()
+        return contents(training), scaler.state_dict()
+
+    plain, managed = scaled(False), scaled(True)
+    assert differences(plain[0], managed[0]) == []
+    assert plain[1] == managed[1]
+
+
+# plans
+
+
+def test_a_step_that_cannot_be_traced_runs_without_a_plan_and_it_is_said(tmp_path: Path) -> None:
+    training, expected = perceptron(), perceptron()
+
+    def branching(each: Training, batch: Any) -> None:
+        each.optimizer.zero_grad()
+        loss = each.loss(each.model, batch)
+        if loss > 0:
+            loss.backward()
+        each.optimizer.step()
+
+    with tight(training, tmp_path) as session:
+        session.prepare(lambda batch: branching(training, batch), training.batches[0], costs=COSTS)
+        for number in range(3):
+            branching(expected, expected.batches[number])
+            with session.step():
+                branching(training, training.batches[number])
+        assert any("was not traced" in note for note in session.stats().notes)
+    assert differences(contents(training), contents(expected)) == []
+
+
+def test_a_step_of_another_shape_leaves_its_plan_and_gives_the_same(tmp_path: Path) -> None:
+    training, expected = language(), language()
+    batches = [training.batches[0], training.batches[1][:, :40], training.batches[2]]
+    for batch in batches:
+        expected.step(batch)
+    training.start()
+    with tight(training, tmp_path, budget=0.5, smallest_bytes=2**16) as session:
+        session.prepare(training.step, training.batches[0], costs=COSTS)
+        for batch in batches:
+            with session.step():
+                training.step(batch)
+        stats = session.stats()
+    assert stats.deviations == 1
+    assert any("where its plan expects" in note for note in stats.notes)
+    assert differences(contents(training), contents(expected)) == []
+
+
+def test_prepare_changes_nothing_that_training_sees(tmp_path: Path) -> None:
+    training = language()
+    run(training, 1)
+    before = contents(training)
+    gradients = [p.grad.clone() for p in training.model.parameters() if p.grad is not None]
+    with tight(training, tmp_path, budget=0.5, smallest_bytes=2**16) as session:
+        session.prepare(training.step, training.batches[0], costs=COSTS)
+        after = contents(training)
+        assert differences({**after, "losses": 0}, {**before, "losses": 0}) == []
+        found = [p.grad for p in training.model.parameters() if p.grad is not None]
+        assert all(torch.equal(a, b) for a, b in zip(found, gradients, strict=True))
+
+
+# processes
+
+
+def test_a_forked_child_reads_everything_and_moves_nothing(tmp_path: Path) -> None:
+    training = language()
+    with tight(training, tmp_path) as session:
+        run(training, 2, session)
+        loss = None
+        with session.step():
+            loss = training.loss(training.model, training.batches[0])
+        expected = _digest(training)
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                loss.backward()
+                with session.evaluate():
+                    training.model(training.batches[1])
+                os.write(write, _digest(training).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as answer:
+            assert answer.read() == expected
+        os.waitpid(pid, 0)
+        run_from(training, 2, 3, session)
+
+
+def _digest(training: Training) -> str:
+    return repr([float(p.detach().double().sum()) for p in training.model.parameters()])
