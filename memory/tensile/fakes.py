@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from tensile import captured
 from tensile.names import Models, Optimizers, modules, optimizers, parameters
+from tensile.recorder import TraceError
 
 _OWN = frozenset(nn.Module().__dict__)  # a module's own bookkeeping
 
@@ -32,12 +33,21 @@ class Fakes:
         if fake is None and not isinstance(tensor, FakeTensor):
             # a result of the surrounding program would carry its graph along
             plain = tensor if tensor.is_leaf else tensor.detach()
-            fake = self._mode.from_tensor(plain, static_shapes=True)
+            fake = self._fake(plain)
             fake.grad = None
             self._real += [tensor, plain]
             self._fakes[id(tensor)] = fake
             self._fakes[id(fake)] = fake
         return tensor if fake is None else fake
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        try:
+            return self._mode.from_tensor(tensor, static_shapes=True)
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            raise TraceError(
+                f"a tensor of {type(tensor).__qualname__} ({tensor.layout}, {tensor.dtype}) has no "
+                f"fake counterpart: {error}"
+            ) from error
 
     def known(self, tensor: Tensor) -> Tensor:
         """The fake of a tensor that has one already, otherwise the tensor itself."""

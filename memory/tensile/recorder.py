@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from tensile.lives import Life, Lives
@@ -63,7 +63,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func in _LIFTING:  # a constant that the step wrote down becomes a fake one here
             return self._recorded(func, args, kwargs)
-        if any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
+        if any(
+            not isinstance(tensor, FakeTensor) for tensor in _tensors((*args, *kwargs.values()))
+        ):
             args, kwargs = tree_map_only(torch.Tensor, self._faked, (args, kwargs))
         if func is aten._local_scalar_dense.default:
             return self._number(args[0])
@@ -95,7 +97,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return (1.0 + 0.0j) if tensor.is_complex() else 1.0 if tensor.is_floating_point() else 1
 
     def _record(
-        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: object
+        self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         touched: dict[Life, bool] = {}
         moved_bytes = 0
@@ -105,7 +107,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             moved_bytes += tensor.numel() * tensor.element_size()
         writes_any = any(touched.values())
         fresh = False
-        for tensor in _strided(tree_leaves(result)):
+        for tensor in _strided((result,)):
             known = self._lives.find(tensor)
             life = self._lives.made(tensor, len(self.operators))
             if known is None:
@@ -116,7 +118,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return  # a view, or metadata
         hidden = hidden_result(func, args)
         if hidden is not None:
-            life = self._lives.made(tree_leaves(result)[hidden.index], len(self.operators))
+            life = self._lives.made(result[hidden.index], len(self.operators))
             life.bytes, life.late_bytes = hidden.bytes, hidden.late_bytes
         workspace = workspace_bytes(func, args, kwargs, result)
         flops = _flops(func, args, kwargs, result)
@@ -151,7 +153,7 @@ def _operands(
     """Every tensor that is handed over, and whether the schema says that it is written."""
     for index, (name, writes) in enumerate(_arguments(func)):
         value = args[index] if index < len(args) else kwargs.get(name)
-        for tensor in _strided(value if isinstance(value, (list, tuple)) else (value,)):
+        for tensor in _strided((value,)):
             yield tensor, writes
 
 
@@ -163,10 +165,17 @@ def _arguments(func: OpOverload) -> tuple[tuple[str, bool], ...]:
     )
 
 
-def _strided(values: Sequence[object]) -> Iterator[torch.Tensor]:
+def _tensors(values: Sequence[object]) -> Iterator[torch.Tensor]:
+    """Those among the values, and in lists among them: aten's arguments nest no deeper."""
     for value in values:
-        if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+        if isinstance(value, torch.Tensor):
             yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _strided(values: Sequence[object]) -> Iterator[torch.Tensor]:
+    return (tensor for tensor in _tensors(values) if tensor.layout == torch.strided)
 
 
 def _flops(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> int:
