@@ -113,12 +113,20 @@ class CheckpointFolder:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUsed:
     """Resident bytes by the operating system: the bare process with its libraries, and the highest
-    growth over it.
+    growth over it. With a memory manager also what it foresaw, was given, and did so far.
     """
 
     type: ClassVar[str] = "memory"
     base_bytes: Count | None = None
     peak_bytes: Count | None = None
+    forecast_bytes: Count | None = None
+    budget_bytes: Count | None = None
+    swapped_out_bytes: Count | None = None
+    swapped_in_bytes: Count | None = None
+    recomputed_bytes: Count | None = None
+    passive_fetches: Count | None = None
+    stall_s: float | None = None
+    replans: Count | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

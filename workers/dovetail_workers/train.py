@@ -23,16 +23,16 @@ from dovetail_jobs.errors import UserError
 from dovetail_jobs.spec import JobSpec, Train
 from dovetail_jobs.units import format_bytes, format_seconds
 from dovetail_jobs.workload import Workload, WorkloadContext
-from dovetail_workers import averages, checkpoint, keys, optimizers, schedules
+from dovetail_workers import checkpoint, keys, optimizers
 from dovetail_workers.curves import Curves
 from dovetail_workers.launch import Launch
+from dovetail_workers.memory_policy import MemoryPolicy
 from dovetail_workers.numerics import reproducible
-from dovetail_workers.precision import Precision
+from dovetail_workers.optimizer_step import OptimizerStep
 from dovetail_workers.random_state import seed_everything
 from dovetail_workers.reports import (
     CheckpointRemoved,
     CheckpointSaved,
-    MemoryUsed,
     Metrics,
     Progress,
     Report,
@@ -40,7 +40,6 @@ from dovetail_workers.reports import (
 )
 from dovetail_workers.speed import Speedometer
 from dovetail_workers.storage.protocol import Storage
-from dovetail_workers.streams import Stream
 from dovetail_workers.training_state import TrainingState
 from dovetail_workers.validation import validate
 from tensile import resident
@@ -66,14 +65,6 @@ def train(
     if spec.family is None or spec.train is None:
         raise UserError(f"job {spec.name}: has no family to train; a script runs by itself")
     found = _newest(launch, storage, report)
-    report(
-        Started(
-            pid=os.getpid(),
-            node=launch.node,
-            device=launch.device,
-            resumed_from_step=None if found is None else found.step,
-        )
-    )
     threads = max(1, int(spec.resources.cpus))
     with reproducible(threads):
         workdir = Path(spec.workdir) if spec.workdir else None
@@ -82,17 +73,13 @@ def train(
         context = _context(spec.train, _device(launch.device), _batch_size(params), threads)
         base = resident.measure()
         resident.reset_peak()
-        report(MemoryUsed(base_bytes=None if base is None else base.total_bytes))
         seed_everything(context.seed)
-        run = _Run(launch, storage, report, build(params, context), context)
+        run = _Run(launch, spec, storage, report, build(params, context), context, base)
         try:
             run.begin(spec.family, found)
             outcome = run.advance(should_stop)
         finally:
             run.close()
-        if base is not None:
-            peak_bytes = resident.peak_growth_bytes(base)
-            report(MemoryUsed(base_bytes=base.total_bytes, peak_bytes=peak_bytes))
     return outcome
 
 
@@ -119,36 +106,40 @@ class _Run:
     def __init__(
         self,
         launch: Launch,
+        spec: JobSpec,
         storage: Storage,
         report: Callable[[Report], None],
         workload: Workload,
         context: WorkloadContext,
+        base: resident.Resident | None,
     ) -> None:
         if len(workload.phases) != 1:
             raise UserError(f"{launch.job_name}: several phases are not yet here; name one")
-        averages.prepare(workload.models)
-        self._launch, self._storage, self._report = launch, storage, report
+        self._launch, self._spec, self._storage, self._report = launch, spec, storage, report
         self._workload, self._context, self._train = workload, context, context.train
-        self._phase = workload.phases[0]
-        self._precision = Precision(self._train.precision, context.device)
-        self._streams = {
-            name: Stream(name, feed, seed=context.seed, accumulate=self._train.accumulate)
-            for name, feed in workload.feeds.items()
-        }
+        self._phase, self._base = workload.phases[0], base
+        self._optimizer_step = OptimizerStep(workload, context)
         self._state = TrainingState(
             models=workload.models,
             optimizers=workload.optimizers,
-            streams=self._streams,
-            precision=self._precision,
+            streams=self._optimizer_step.streams,
+            precision=self._optimizer_step.precision,
         )
-        self._steps = _steps(self._train, self._streams)
+        self._memory: MemoryPolicy | None = None
         self._curves = Curves(storage, keys.curves_prefix(launch.job_id, launch.attempt))
-        self._step = 0
         self._told_step = -1
         self._last: dict[str, float] = {}
 
+    @property
+    def _step(self) -> int:
+        return self._optimizer_step.done
+
+    @property
+    def _steps(self) -> int:
+        return self._optimizer_step.steps
+
     def begin(self, family: str, found: checkpoint.Checkpoint | None) -> None:
-        """Say what runs, and continue from `found` if there is one."""
+        """Say what runs, continue from `found` if there is one, and take the memory in hand."""
         launch, context = self._launch, self._context
         what = f"{self._steps} steps of {context.global_batch} samples"
         if self._train.accumulate > 1:
@@ -159,69 +150,71 @@ class _Run:
         )
         if found is not None:
             self._state.load_parts(partial(checkpoint.read, self._storage, found))
-            self._step = found.step
+            self._optimizer_step.done = found.step
             say(f"continues from step {found.step}: {self._storage.uri(found.prefix)}")
+        self._memory = MemoryPolicy(
+            self._spec,
+            context.device,
+            launch.device_bytes,
+            {name: member.module for name, member in self._workload.models.items()},
+            self._workload.optimizers,
+            self._base,
+        )
 
     def advance(self, should_stop: Callable[[], bool]) -> Literal["succeeded", "stopped"]:
         """From the present step to the last; validation and a checkpoint always come at the end."""
-        began_s, began_step = time.monotonic(), self._step
+        assert self._memory is not None
+        step, memory = self._optimizer_step, self._memory
+        batches = step.draw() if step.done < step.steps else None
+        if batches is not None:
+            memory.prepare(step.take, batches)
+        self._report(memory.used())
+        self._tell_start()
+        began_s, began_step = time.monotonic(), step.done
         speed = Speedometer(began_s)
         self._tell_progress(speed)
-        while self._step < self._steps:
+        while step.done < step.steps:
             if should_stop():
                 self._tell_progress(speed)
                 self._curves.flush()
-                say(f"stopped on request after step {self._step} of {self._steps}")
+                say(f"stopped on request after step {step.done} of {step.steps}")
                 return "stopped"
-            loss, samples = self._optimizer_step()
+            with memory.step():
+                step.take(step.draw() if batches is None else batches)
+            batches = None
+            loss, samples = step.taken()
             if speed.stepped(time.monotonic(), samples):
                 self._tell_progress(speed)
             self._tell_loss(loss)
-            if self._step < self._steps:
-                if _is_due(self._step, self._train.validate_.every):
+            if step.done < step.steps:
+                if _is_due(step.done, self._train.validate_.every):
                     self._validate()
-                if _is_due(self._step, self._train.checkpoint.every):
+                if _is_due(step.done, self._train.checkpoint.every):
                     self._save()
         self._tell_progress(speed)
         self._validate()
         self._save()
+        for note in memory.notes():
+            say(f"memory: {note}")
         took = format_seconds(time.monotonic() - began_s)
-        say(f"finished: {self._step - began_step} steps in {took}{_shown(self._last)}")
+        say(f"finished: {step.done - began_step} steps in {took}{_shown(self._last)}")
         return "succeeded"
 
     def close(self) -> None:
-        for stream in self._streams.values():
-            stream.close()
+        if self._memory is not None:
+            self._report(self._memory.used())
+            self._memory.close()
+        self._optimizer_step.close()
 
-    def _optimizer_step(self) -> tuple[float, int]:
-        """One step over the global batch; its mean loss and the number of samples.
-
-        The mean over the batch is the mean over the micro-batches, as all have the same size.
-        """
-        optimizers_, accumulate = self._workload.optimizers.values(), self._train.accumulate
-        schedules.apply(
-            optimizers_, schedules.factor(self._train.schedule, self._step, self._steps)
-        )
-        for optimizer in optimizers_:
-            optimizer.zero_grad(set_to_none=True)
-        losses, samples = [], 0
-        for _ in range(accumulate):
-            batches = {name: next(stream) for name, stream in self._streams.items()}
-            with self._precision.autocast():
-                result = self._workload.step(batches)
-            self._precision.backward(result.loss / accumulate)
-            losses.append(result.loss.detach())
-            samples += result.samples
-        self._precision.step(optimizers_, self._train.clip_norm)
-        self._step += 1
-        averages.update(self._workload.models, self._step, self._steps)
-        loss = float(torch.stack(losses).double().mean())
-        if not math.isfinite(loss):
-            raise UserError(
-                f"step {self._step}: the loss is {loss}, so training cannot go on; lower "
-                "train.optimizer.lr, set train.clip_norm, or lengthen train.schedule.warmup_steps"
+    def _tell_start(self) -> None:
+        self._report(
+            Started(
+                pid=os.getpid(),
+                node=self._launch.node,
+                device=self._launch.device,
+                resumed_from_step=self._step or None,
             )
-        return loss, samples
+        )
 
     def _tell_progress(self, speed: Speedometer) -> None:
         if self._told_step == self._step:
@@ -249,7 +242,11 @@ class _Run:
         self._curves.add(self._step, values)
 
     def _validate(self) -> None:
-        self._tell_metrics(validate(self._workload, self._precision))
+        assert self._memory is not None
+        with self._memory.evaluate():
+            values = validate(self._workload, self._optimizer_step.precision)
+        self._tell_metrics(values)
+        self._report(self._memory.used())
         self._curves.flush()
         say(f"step {self._step}/{self._steps}{_shown(self._last)}")
 
@@ -301,13 +298,6 @@ def _batch_size(params: Any) -> int:
             "step, over all devices together"
         )
     return size
-
-
-def _steps(settings: Train, streams: dict[str, Stream]) -> int:
-    if settings.steps is not None:
-        return settings.steps
-    assert settings.epochs is not None  # the spec has exactly one of them
-    return settings.epochs * next(iter(streams.values())).steps_per_epoch
 
 
 def _is_due(step: int, every: int | None) -> bool:

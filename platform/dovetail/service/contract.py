@@ -110,6 +110,15 @@ class MemoryView(_View):
     """What the job was given to live in."""
     base_bytes: int | None = None
     """The bare process with its libraries, before the model."""
+    swapped_out_bytes: int | None = None
+    """What the tensile policy moved from the device; as the rest, of the newest attempt."""
+    swapped_in_bytes: int | None = None
+    recomputed_bytes: int | None = None
+    passive_fetches: int | None = None
+    """How often something was needed before it was back."""
+    stall_s: float | None = None
+    """How long training waited for it."""
+    replans: int | None = None
 
 
 class FilesView(_View):

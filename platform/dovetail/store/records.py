@@ -82,12 +82,20 @@ class ProgressRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRecord:
-    """Bytes, None until known. `peak_bytes` is the highest growth over `base_bytes` so far."""
+    """Bytes, None until known. `peak_bytes` is the highest growth over `base_bytes` so far; what
+    follows `base_bytes` is the newest attempt's, of the tensile policy.
+    """
 
     forecast_bytes: int | None = None
     peak_bytes: int | None = None
     budget_bytes: int | None = None
     base_bytes: int | None = None
+    swapped_out_bytes: int | None = None
+    swapped_in_bytes: int | None = None
+    recomputed_bytes: int | None = None
+    passive_fetches: int | None = None
+    stall_s: float | None = None
+    replans: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

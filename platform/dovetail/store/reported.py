@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from dovetail.store.change import begin
 from dovetail.store.curves import last_values
-from dovetail.store.records import MemoryRecord, ProgressRecord
+from dovetail.store.records import ProgressRecord
 from dovetail.store.tables import Attempt, Base, Checkpoint, Event, Job, Point
 from dovetail_workers import reports as said
 from dovetail_workers.reports import Report
@@ -103,10 +103,9 @@ def _finite(value: float) -> float | None:
 
 
 def _memory(before: dict[str, Any], report: said.MemoryUsed) -> dict[str, Any]:
-    known = MemoryRecord(**before)
-    peaks = [peak for peak in (known.peak_bytes, report.peak_bytes) if peak is not None]
-    base = known.base_bytes if report.base_bytes is None else report.base_bytes
-    return {**before, "peak_bytes": max(peaks, default=None), "base_bytes": base}
+    told = {name: value for name, value in asdict(report).items() if value is not None}
+    peaks = [peak for peak in (before.get("peak_bytes"), report.peak_bytes) if peak is not None]
+    return {**before, **told, "peak_bytes": max(peaks, default=None)}
 
 
 def _rank_zero(attempt: Attempt, **values: object) -> None:

@@ -1,0 +1,112 @@
+"""What the job's `memory` asks for, around each training step: nothing, or a tensile session under
+the job's budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
+
+import torch
+
+import tensile
+from dovetail_jobs.errors import UserError
+from dovetail_jobs.spec import JobSpec
+from dovetail_workers.reports import MemoryUsed
+from tensile import resident
+
+Batch = TypeVar("Batch")
+
+
+class MemoryPolicy:
+    """Made when the models stand and before the first step; closed after the last."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        device: torch.device,
+        device_bytes: int,
+        models: Mapping[str, torch.nn.Module],
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        base: resident.Resident | None,
+    ) -> None:
+        self._base = base
+        self._session: tensile.Session | None = None
+        self._forecast_bytes: int | None = None
+        if spec.memory.policy == "none":
+            return
+        self._limit_bytes = _limit(spec, device_bytes)
+        self._wanted = spec.memory.budget
+        with _refused():
+            self._session = tensile.Session(
+                dict(models), list(optimizers.values()), self._limit_bytes, device
+            )
+
+    def prepare(self, train_step: Callable[[Batch], object], batch: Batch) -> None:
+        """Plan before the first step. Raises UserError for a budget that no plan keeps."""
+        session = self._session
+        if session is None:
+            return
+        with _refused():
+            session.prepare(train_step, batch)
+            forecast = session.forecast
+            if forecast is None:
+                return
+            self._forecast_bytes = forecast.peak_bytes
+            if isinstance(self._wanted, str) and self._wanted.endswith("%"):
+                share = float(self._wanted[:-1]) / 100
+                session.set_budget(min(self._limit_bytes, int(share * forecast.peak_bytes)))
+
+    def step(self) -> AbstractContextManager[None]:
+        return self._session.step() if self._session is not None else nullcontext()
+
+    def evaluate(self) -> AbstractContextManager[None]:
+        return self._session.evaluate() if self._session is not None else nullcontext()
+
+    def used(self) -> MemoryUsed:
+        """What was needed so far."""
+        if self._session is not None:
+            stats = self._session.stats()
+            return MemoryUsed(
+                base_bytes=stats.base_bytes,
+                peak_bytes=stats.peak_bytes,
+                forecast_bytes=self._forecast_bytes,
+                budget_bytes=stats.budget_bytes,
+                swapped_out_bytes=stats.swapped_out_bytes,
+                swapped_in_bytes=stats.swapped_in_bytes,
+                recomputed_bytes=stats.recomputed_bytes,
+                passive_fetches=stats.passive_fetches,
+                stall_s=stats.stall_s,
+                replans=stats.replans,
+            )
+        if self._base is None:
+            return MemoryUsed()
+        return MemoryUsed(
+            base_bytes=self._base.total_bytes, peak_bytes=resident.peak_growth_bytes(self._base)
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        return self._session.stats().notes if self._session is not None else ()
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+
+
+def _limit(spec: JobSpec, device_bytes: int) -> int:
+    """What admission reserves, and never more than the job asks tensile to plan under."""
+    reserved = spec.resources.memory
+    limit = reserved if isinstance(reserved, int) else device_bytes
+    return min(limit, spec.memory.budget) if isinstance(spec.memory.budget, int) else limit
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """What tensile refuses is for the user to mend."""
+    try:
+        yield
+    except (tensile.PlanError, tensile.BudgetError) as error:
+        raise UserError(f"memory.budget: {error}") from None
+    except tensile.TierError as error:
+        raise UserError(f"memory.policy: tensile  {error}") from None
