@@ -26,7 +26,7 @@ _HEADROOMS = (0.1, 0.03, 0.2, 0.3)
 _SHARES_COMPUTED = (0.25, 0.5)
 # What an attempt takes grows with operators and, eight times faster, with actions. Within these
 # units a plan takes 0.2 s for 1.4 k operators and 2 s for 10 k.
-_UNITS, _UNITS_PER_OPERATOR, _UNITS_PER_ACTION = 60_000, 36, 8
+_UNITS, _UNITS_PER_OPERATOR, _UNITS_PER_ACTION = 48_000, 32, 8
 _FEWEST, _MOST = 4, 40
 
 

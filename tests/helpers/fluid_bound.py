@@ -84,7 +84,7 @@ def least_stall_s(trace: Trace, budget_bytes: int, costs: Costs) -> float:
         if trace.storages[source].death <= gap.need:
             program.upper[again] = 0.0
         for other, described in enumerate(found):
-            if described.storage == source and described.start < gap.need < described.stop:
+            if described.storage == source and described.start < gap.need < described.need:
                 there = away_of[other][gap.need]  # what is away of it cannot be computed from
                 program.at_most([(again, 1.0), *there], 1.0)
     for position in range(n):
@@ -113,9 +113,9 @@ def _flow(
     weight = 0.0 if _may_leave_unwritten(tape, found, gap) else float(gap.bytes)
     level: list[tuple[int, float]] = [] if again is None else [(again, 1.0)]
     left: list[tuple[int, float]] = list(level)
-    for position in range(gap.start, max(gap.stop, gap.need)):
+    for position in range(gap.start, gap.need):  # asked back, it may still wait for its turn
         for slot in (2 * position, 2 * position + 1):
-            if slot % 2 and position < gap.stop:
+            if slot % 2:
                 here[position % n] = list(level)
             out, back = program.variable(), program.variable()
             outs[slot % (2 * n)].append((out, weight))
