@@ -124,6 +124,9 @@ def _exchange_optimizer(optimizer: Optimizer, fakes: Fakes) -> captured.Undo:
     for group in groups:
         for key, value in group.items():
             group[key] = _faked(value, fakes)
+    for key, value in before.items():  # LBFGS keeps a list of its parameters beside the groups
+        if key != "param_groups" and isinstance(value, list | tuple | Tensor):
+            optimizer.__dict__[key] = _faked(value, fakes)
     optimizer.state = defaultdict(
         dict, {fakes.of(p): _faked(state, fakes) for p, state in optimizer.state.items()}
     )

@@ -438,6 +438,69 @@ def test_optimizers_run_in_chunks_of_neighbours() -> None:
     assert trace.notes == ()
 
 
+def test_a_closure_runs_once_before_the_chunks() -> None:
+    model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(6)))
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def step(batch: Tensor) -> None:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss: Tensor = model(batch).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+    trace = tensile.trace(step, model, optimizer, torch.randn(2, 1024))
+    forwards = [o for o in trace.operators if o.name == "aten.mm.default"]
+    first = next(e.position for e in trace.events if e.moment is Moment.CHUNK)
+    assert len(forwards) == 6 + 6 + 5
+    assert all(o.phase is not Phase.UPDATE for o in trace.operators[:first])
+    assert len(trace.chunks) == 2
+
+
+def test_an_optimizer_that_searches_by_values_is_refused_and_unchanged() -> None:
+    case = mlp()
+    optimizer = torch.optim.LBFGS(case.model.parameters())
+
+    def step(batch: tuple[Tensor, Tensor]) -> None:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(case.model(batch[0]), batch[1])
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+    before = everything(case)
+    with pytest.raises(tensile.TraceError, match="branches on the value"):
+        tensile.trace(step, case.model, optimizer, case.batch)
+    assert same(before, everything(case))
+    step(case.batch)
+
+
+class Trainer:
+    """A step that is a method and counts its calls."""
+
+    def __init__(self, case: Training) -> None:
+        self.case, self.calls, self.weights = case, 0, list(case.model.parameters())
+
+    def step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self.calls += 1
+        self.case.step(batch)
+        assert all(weight.grad is None for weight in self.weights)
+
+
+def test_a_method_s_object_is_as_before() -> None:
+    trainer = Trainer(mlp())
+    trace = tensile.trace(
+        trainer.step, trainer.case.model, trainer.case.optimizer, trainer.case.batch
+    )
+    assert trainer.calls == 0
+    assert trainer.weights[0] is next(trainer.case.model.parameters())
+    assert trace.operators
+
+
 class Odd(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         return super().step(closure)
