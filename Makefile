@@ -35,6 +35,7 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/cli_cold_start.py
 	$(BIN)/python benchmarks/loop_overhead.py
 	$(BIN)/python benchmarks/start_latency.py
+	$(BIN)/python benchmarks/memory_forecast.py
 
 clean:
 	rm -rf .demo .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
