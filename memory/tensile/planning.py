@@ -24,8 +24,8 @@ _DRIFT = 0.3  # of the step's time, as in TENSILE (arXiv 2105.13336, §4.4)
 _PASSIVE = 0.01  # of the contents that came back
 _LATER = 1.5  # contents that came too late are asked back as if the channel were that much slower
 _WINDOW = 5  # steps that must agree before anything is planned again
-_OWN_BYTES = 5 * 2**20  # the executor's own buffers, and what its books grow by
-_SLACK = 0.01  # of the budget: what an allocator rounds up
+_OWN_BYTES = 5 * 2**20  # the executor's own buffers, and what an allocator rounds up …
+_OWN_SHARE = 0.04  # … but no more of a small budget; what is really taken is learnt
 
 
 class Planning:
@@ -35,7 +35,7 @@ class Planning:
         self.trace = traced
         self.forecast: Forecast = forecast(traced)
         self._costs = costs
-        self._own_bytes = _OWN_BYTES  # what the process takes beside what the trace knows
+        self._own_bytes = 0  # what the process was seen to take beside what the trace knows
         self._floor_bytes = floor_bytes(traced)
         self._budget_bytes: int | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -113,7 +113,7 @@ class Planning:
     def _planned(self, budget_bytes: int) -> Schedule:
         wanted = budget_bytes
         if budget_bytes > self._floor_bytes:
-            spared = self._own_bytes + int(budget_bytes * _SLACK)
+            spared = max(self._own_bytes, min(_OWN_BYTES, int(budget_bytes * _OWN_SHARE)))
             wanted = max(budget_bytes - spared, self._floor_bytes)
         made = plan(self.trace, wanted, self._costs)
         self._predicted_s = made.step_s - made.stall_s

@@ -1,0 +1,76 @@
+"""A process that trains under a budget while its parent watches it: `python -m` with the folder,
+the budget in bytes (0 for none) and the number of steps. It says `ready` before it has any model,
+with its libraries loaded and warm, and waits for a line; then one line for each step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from helpers.small_trainings import Training, attention
+from tensile import Session
+
+WIDTH, DEPTH, ROWS = 512, 10, 2048
+
+
+def medium() -> Training:
+    """Natural peak about 285 MB: 21 MB of parameters, three times that beside, the rest saved."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(DEPTH):
+        layers += [nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Dropout(0.1)]
+        layers += [nn.Linear(WIDTH, WIDTH), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Linear(WIDTH, 8))
+    return Training(
+        model=model,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3),
+        batches=[torch.randn(ROWS, WIDTH) for _ in range(2)],
+        loss=lambda m, x: m(x).square().mean(),
+    )
+
+
+def warm(folder: str) -> None:
+    """Load what a first step loads: kernels, the tracer, the planner."""
+    training = attention()
+    with Session(training.model, training.optimizer, 0.7, folder=folder) as session:
+        session.prepare(training.step, training.batches[0])
+        with session.step():
+            training.step(training.batches[0])
+
+
+def main(folder: str, budget: int, steps: int) -> None:
+    torch.set_num_threads(1)
+    ctypes.CDLL(None).mallopt(-3, 512 * 1024)
+    warm(folder)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    training = medium()
+    print("built", flush=True)
+    session = Session(training.model, training.optimizer, budget or None, folder=folder)
+    with session:
+        said: dict[str, object] = {}
+        if budget:
+            session.prepare(training.step, training.batches[0])
+            assert session._planning is not None
+            said["forecast"] = session._planning.forecast.peak_bytes
+        for number in range(steps):
+            with session.step():
+                training.step(training.batches[number % 2])
+            print("step", flush=True)
+        with session.evaluate():
+            training.loss(training.model, training.batches[0])
+        said["stats"] = asdict(session.stats())
+        said["losses"] = training.losses
+        said["digest"] = [float(p.detach().double().sum()) for p in training.model.parameters()]
+        print(json.dumps(said), flush=True)
+        sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,88 @@
+"""The budget is kept by the operating system's count, taken from outside of the process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tensile import resident
+
+TESTS = Path(__file__).parents[1]
+BUDGET_BYTES = 140 * 10**6
+STEPS = 3
+
+
+@dataclass
+class Watched:
+    """What a training process said, and the most that it held over the bare process."""
+
+    said: dict[str, Any] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+
+def watched(folder: Path, budget_bytes: int) -> Watched:
+    command = (sys.executable, "-m", "helpers.budgeted_process")
+    child = subprocess.Popen(
+        [*command, str(folder), str(budget_bytes), str(STEPS)],
+        cwd=TESTS,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    result = Watched()
+    over = threading.Event()
+    with child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        base = held_bytes(child.pid)
+
+        def sample() -> None:
+            while not over.wait(0.004):
+                result.peak_bytes = max(result.peak_bytes, held_bytes(child.pid) - base)
+
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+        print("go", file=child.stdin, flush=True)
+        for line in child.stdout:
+            if line.startswith("{"):
+                result.said = json.loads(line)
+                break
+        over.set()
+        sampler.join()
+        child.communicate("go\n")
+    return result
+
+
+def held_bytes(pid: int) -> int:
+    """All resident pages: anonymous, shared, and of files. Those of libraries are in the base, so
+    what comes later are the lower tier's (and a few of libraries, which is the stricter rule).
+    """
+    measured = resident.measure(pid)
+    assert measured is not None
+    return measured.total_bytes
+
+
+def test_a_training_of_twice_its_budget_stays_under_it_in_every_step(tmp_path: Path) -> None:
+    bound = watched(tmp_path, BUDGET_BYTES)
+    assert bound.said["forecast"] > 2 * BUDGET_BYTES
+    assert bound.peak_bytes < 1.05 * BUDGET_BYTES
+    assert bound.said["stats"]["swapped_out_bytes"] > BUDGET_BYTES
+    assert abs(bound.said["stats"]["peak_bytes"] - bound.peak_bytes) < 0.1 * BUDGET_BYTES
+
+
+@pytest.mark.long
+def test_without_a_budget_it_takes_what_was_forecast_and_gives_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    free, bound = watched(tmp_path, 0), watched(tmp_path, BUDGET_BYTES)
+    assert abs(free.peak_bytes - bound.said["forecast"]) < 0.1 * free.peak_bytes
+    assert bound.said["losses"] == free.said["losses"]
+    assert bound.said["digest"] == free.said["digest"]
