@@ -1,4 +1,4 @@
-"""Models for `memory_forecast.py`: ten that are reported, and others that constants are fitted on.
+"""Models for `memory_forecast.py`: ten that are reported, and others that the constants were checked on.
 
 Each function takes a batch size and gives a model and a batch `(inputs, targets)`; all of them are
 classifiers or regressors by the shape of their targets.
@@ -277,7 +277,7 @@ def capsnet(batch: int) -> Made:
 
 
 def autoencoder(batch: int) -> Made:
-    """For fitting: strided and transposed convolutions of one dimension."""
+    """Not reported: strided and transposed convolutions of one dimension."""
     sizes = [8, 32, 64, 128]
     down = [nn.Conv1d(a, b, 5, 2, 2) for a, b in pairwise(sizes)]
     up = [nn.ConvTranspose1d(b, a, 4, 2, 1) for a, b in pairwise(sizes)][::-1]
@@ -286,7 +286,7 @@ def autoencoder(batch: int) -> Made:
 
 
 def mixer(batch: int) -> Made:
-    """For fitting: depthwise convolutions and plain linear layers, channels last."""
+    """Not reported: depthwise convolutions and plain linear layers, channels last."""
     layers: list[nn.Module] = [nn.Conv2d(3, 96, 4, 4)]
     for _ in range(4):
         layers += [nn.Conv2d(96, 96, 7, padding=3, groups=96), nn.BatchNorm2d(96), nn.GELU()]
@@ -325,7 +325,7 @@ REPORTED: dict[str, tuple[Callable[[int], Made], tuple[int, int, int]]] = {
     "Swin": (swin, (4, 8, 16)),
     "CapsNet": (capsnet, (8, 16, 32)),
 }
-FITTED: dict[str, tuple[Callable[[int], Made], tuple[int, int, int]]] = {
+OTHERS: dict[str, tuple[Callable[[int], Made], tuple[int, int, int]]] = {
     "autoencoder": (autoencoder, (16, 32, 64)),
     "mixer": (mixer, (8, 16, 32)),
     "GRU": (gru, (64, 128, 256)),

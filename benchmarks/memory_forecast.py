@@ -5,7 +5,7 @@ model was made, its highest value in three steps. Each case is a child of its ow
 mmap threshold that lets the allocator return memory. Goal: median error <= 3 %, 90th percentile
 <= 10 %, at most 2 % of the cases predicted too low by more than the margin.
 
-python benchmarks/memory_forecast.py [--fitted] [--write FILE] [names ...]
+python benchmarks/memory_forecast.py [--others] [--write FILE] [names ...]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 
 from environment import describe
-from forecast_models import FITTED, REPORTED
+from forecast_models import OTHERS, REPORTED
 
 MIB = 2**20
 MMAP_THRESHOLD_BYTES = 128 * 2**10
@@ -40,7 +40,7 @@ def measure_here(name: str, batch_size: int) -> dict[str, int]:
     base = resident.measure()
     if base is None or not resident.reset_peak():
         sys.exit("this system does not say how much memory a process has")
-    make, _ = {**REPORTED, **FITTED}[name]
+    make, _ = {**REPORTED, **OTHERS}[name]
     model, batch = make(batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
@@ -116,14 +116,14 @@ def _load_libraries() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--fitted", action="store_true", help="the models that constants are from")
+    parser.add_argument("--others", action="store_true", help="the models that are not reported")
     parser.add_argument("--write", type=Path, help="write the table to this file too")
     parser.add_argument("--child", nargs=2, metavar=("NAME", "BATCH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure_here(arguments.child[0], int(arguments.child[1]))))
         return
-    chosen = FITTED if arguments.fitted else REPORTED
+    chosen = OTHERS if arguments.others else REPORTED
     chosen = {name: chosen[name] for name in arguments.names} if arguments.names else chosen
     lines = [
         "# Forecast against measured peak",
@@ -160,7 +160,8 @@ def main() -> None:
         "",
         summary,
         "",
-        f"Constants come from single operators and from other models: {', '.join(FITTED)}.",
+        "The constants were measured on single operators, and checked on models that are not in "
+        f"this table: {', '.join(OTHERS)}.",
     ]
     print("\n".join(lines[-4:]))
     if arguments.write:
