@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -132,3 +134,9 @@ def test_gradients_leave_however_they_are_zeroed(gradients_die: str) -> None:
     found = plan(trace, floor_bytes(trace), COSTS)
     assert any(action.storage.startswith("gradient:") for action in found.actions)
     assert found.peak_bytes <= floor_bytes(trace)
+
+
+def test_planning_needs_no_torch() -> None:
+    names = "tensile.planner, tensile.search, tensile.simulator, tensile.rungs"
+    program = f"import sys, {names}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
