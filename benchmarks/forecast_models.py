@@ -1,4 +1,4 @@
-"""Models for `memory_forecast.py`: ten that are reported, and others that constants were checked on.
+"""Models for `memory_forecast.py`: ten that are reported, and others to check constants on.
 
 Each function takes a batch size and gives a model and a batch `(inputs, targets)`; all of them are
 classifiers or regressors by the shape of their targets.
