@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tensile.actions import Plan as Plan
     from tensile.actions import PlanError as PlanError
+    from tensile.actions import Recompute as Recompute
+    from tensile.actions import Swap as Swap
     from tensile.actions import Timeline as Timeline
     from tensile.budget import BudgetError as BudgetError
+    from tensile.budget import budget_bytes as budget_bytes
     from tensile.calibration import calibrate as calibrate
     from tensile.costs import Costs as Costs
     from tensile.floor import floor_bytes as floor_bytes
@@ -35,6 +38,8 @@ _HOMES = {
     "calibrate": "tensile.calibration",
     "Costs": "tensile.costs",
     "Plan": "tensile.actions",
+    "Recompute": "tensile.actions",
+    "Swap": "tensile.actions",
     "PlanError": "tensile.actions",
     "Timeline": "tensile.actions",
     "Trace": "tensile.sequence",
@@ -43,6 +48,7 @@ _HOMES = {
     "plan": "tensile.planner",
     "simulate": "tensile.simulator",
     "BudgetError": "tensile.budget",
+    "budget_bytes": "tensile.budget",
     "Forecast": "tensile.forecasting",
     "Session": "tensile.session",
     "SessionError": "tensile.session",

@@ -1,4 +1,4 @@
-"""What a plan says: which storages leave, when, and how they come back. Plain values, without torch.
+"""What a plan says: which storages leave, when, and how they come back. Values, without torch.
 
 Triggers are indices into `Trace.events`, never times: an executor counts the moments it sees.
 """
@@ -66,7 +66,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """`live_bytes[p]` is the most that lives while operator `p` runs, `start_s[p]` when it starts."""
+    """`live_bytes[p]` is the most that lives while operator `p` runs; it starts at `start_s[p]`."""
 
     peak_bytes: int
     stall_s: float

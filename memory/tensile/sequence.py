@@ -63,8 +63,8 @@ class Operator:
 class Storage:
     """A piece of memory. It is there from position `birth` until position `death`.
 
-    `birth` is 0 for what the step finds and N+1 is the `death` of what outlives it. `name` is stable
-    from step to step and from process to process: `parameter:blocks.0.weight`,
+    `birth` is 0 for what the step finds and N+1 is the `death` of what outlives it. `name` stays
+    from step to step and process to process: `parameter:blocks.0.weight`,
     `gradient:blocks.0.weight`, `optimizer_state:blocks.0.weight:exp_avg`, `activation:17` for slot
     17, `input:0`, `temporary:93` (by the operator that made it). `late_bytes` of it are reserved
     but not touched before its second access, so the operating system counts them from then on.

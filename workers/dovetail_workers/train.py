@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch._dynamo  # every optimizer imports it; here it counts to the bare process
@@ -70,7 +70,7 @@ def train(
         workdir = Path(spec.workdir) if spec.workdir else None
         build = catalog.build(spec.family, workdir=workdir)
         params = catalog.params_model(spec.family, workdir=workdir).model_validate(spec.params)
-        context = _context(spec.train, _device(launch.device), _batch_size(params), threads)
+        context = workload_context(spec.train, _device(launch.device), params, threads)
         base = resident.measure()
         resident.reset_peak()
         seed_everything(context.seed)
@@ -266,9 +266,11 @@ class _Run:
         self._curves.flush()
 
 
-def _context(
-    settings: Train, device: torch.device, batch_size: int, threads: int
+def workload_context(
+    settings: Train, device: torch.device, params: object, threads: int
 ) -> WorkloadContext:
+    """What a family's `build` is told. Raises UserError for a batch size that is none."""
+    batch_size = _batch_size(params)
     if batch_size % settings.accumulate:
         raise UserError(
             f"params.batch_size: {batch_size} does not split into train.accumulate: "
@@ -290,7 +292,7 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda", 0) if name.startswith("cuda") else torch.device("cpu")
 
 
-def _batch_size(params: Any) -> int:
+def _batch_size(params: object) -> int:
     size = getattr(params, "batch_size", None)
     if not isinstance(size, int) or size < 1:
         raise UserError(

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dovetail.cli import catalog, doctor, jobs, logs, node, server, submit
+from dovetail.cli import catalog, doctor, jobs, logs, memory, node, server, submit
 from dovetail_jobs.errors import DovetailError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -43,6 +43,7 @@ app = typer.Typer(
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 app.add_typer(node.app, name="node", help=node.ABOUT)
+app.add_typer(memory.app, name="memory", help=memory.ABOUT)
 
 
 def _version(wanted: bool) -> None:

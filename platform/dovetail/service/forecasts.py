@@ -1,0 +1,101 @@
+"""Device memory of a job, foreseen before it runs: traced in a short-lived child process, and kept
+by configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dovetail_jobs.errors import UserError
+from dovetail_jobs.spec import JobSpec
+
+TIME_LIMIT_S = 300.0
+Answer = dict[str, Any]
+
+
+class Forecasts:
+    """`folder` keeps the answers; a damaged one is found out again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def of(self, spec: JobSpec, *, workdir: Path | None = None, code: str | None = None) -> Answer:
+        """The forecast of a resolved family's job. Blocks for seconds where it is not kept yet.
+
+        Raises UserError for a script, and where the step cannot be foreseen.
+        """
+        kept = self._folder / f"{_configuration(spec, code)}.json"
+        with contextlib.suppress(OSError, ValueError):
+            answer: Answer = json.loads(kept.read_text())
+            return answer
+        answer = rehearse(spec, workdir=workdir)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(answer))
+        temporary.replace(kept)
+        return answer
+
+
+def rehearse(
+    spec: JobSpec,
+    *,
+    workdir: Path | None = None,
+    budget: str | int | None = None,
+    picture: Path | None = None,
+) -> Answer:
+    """Ask a child process, which imports torch and the job's own code, and ends.
+
+    With a `budget` there is a plan in the answer too, and its timeline in files named `picture`
+    with .png and .svg. Raises UserError with the child's sentence.
+    """
+    request = {
+        "spec": spec.to_json(),
+        "workdir": str(workdir or spec.workdir or "") or None,
+        "budget": budget,
+        "picture": None if picture is None else str(picture),
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-m", "dovetail_workers.rehearsal"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with child:
+        try:
+            out, err = child.communicate(json.dumps(request).encode(), timeout=TIME_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise UserError(
+                f"job {spec.name}: its memory was not foreseen within {TIME_LIMIT_S:g} s"
+            ) from None
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+    if not out:
+        lines = err.decode(errors="replace").strip().splitlines()
+        cause = lines[-1] if lines else f"exit code {child.returncode}"
+        raise UserError(f"job {spec.name}: its memory cannot be foreseen: {cause}")
+    answer: Answer = json.loads(out)
+    if "refused" in answer:
+        raise UserError(answer["refused"])
+    return answer
+
+
+def _configuration(spec: JobSpec, code: str | None) -> str:
+    """Equal for jobs whose steps are equal: what does not shape a step is left out."""
+    known = spec.to_json()
+    train = {**known["train"]} if known["train"] else {}
+    for other in ("steps", "epochs", "seed", "validate", "checkpoint", "schedule"):
+        train.pop(other, None)
+    versions = {name: version(name) for name in ("torch", "dovetail")}
+    parts = [known["family"], known["params"], train, known["resources"]["cpus"], code, versions]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
