@@ -7,8 +7,11 @@ saved first, and waiting for it only when the budget itself is near.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from tensile.contents import Contents
 from tensile.gauge import Gauge, trim_freed_memory
+from tensile.lower_tier import TierError
 from tensile.residency import Residency
 
 _EARLY = 0.8  # share of the budget from which on writes begin, where no plan says when
@@ -57,7 +60,8 @@ class Pressure:
 
     def empty(self, in_use: frozenset[str]) -> None:
         """After a failed allocation: everything that can leave leaves now."""
-        self._let_go(2**62, in_use)
+        with suppress(TierError):  # leaving takes memory too; what has left is what counts
+            self._let_go(2**62, in_use)
         while self._contents.wait_for_oldest():
             pass
         trim_freed_memory()

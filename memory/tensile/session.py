@@ -99,7 +99,6 @@ class Session:
             counters=self._counters,
             smallest_bytes=smallest_bytes,
         )
-        return_freed_memory()
         self._gauge = Gauge(self._residency.lasting_bytes, self._tier.folder)
         self._pressure = Pressure(self._gauge, self._contents, self._residency)
         self._execution = Execution(
@@ -178,7 +177,8 @@ class Session:
         limit = self._begin("evaluation")
         try:
             with torch.no_grad():
-                if limit is not None:
+                if self._watches(limit):
+                    return_freed_memory()
                     self._execution.begin(None)
                 yield
         finally:
@@ -262,6 +262,7 @@ class Session:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         schedule, counters = self._schedule, self._counters
+        return_freed_memory()
         if schedule is None:
             counters.note(
                 "a step without a plan keeps the budget as well as it can; prepare(...) makes one"
@@ -328,6 +329,8 @@ class Session:
     def _follow(self, schedule: Schedule | None) -> None:
         if schedule is not None:
             self._tier.require_room(schedule.lower_bytes)
+            if not schedule.is_idle:
+                return_freed_memory()
             self._place(schedule)
         if self._execution.calls is not None:
             self._execution.calls.remove()

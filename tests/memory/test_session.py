@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import os
+import resource
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,11 @@ from helpers.small_trainings import Training, contents, differences, language, p
 from tensile import BudgetError, Session, SessionError
 from tensile.actions import PlanError
 from tensile.budget import budget_bytes
+from tensile.contents import Content, Contents, Slot
 from tensile.costs import Costs
+from tensile.lower_tier import LowerTier
+from tensile.stats import Counters
+from tensile.swap_file import SwapFile
 
 COSTS = Costs(
     device="cpu",
@@ -517,6 +524,80 @@ def test_prepare_changes_nothing_that_training_sees(tmp_path: Path) -> None:
         assert differences({**after, "losses": 0}, {**before, "losses": 0}) == []
         found = [p.grad for p in training.model.parameters() if p.grad is not None]
         assert all(torch.equal(a, b) for a, b in zip(found, gradients, strict=True))
+
+
+# memory that is not there
+
+
+@contextmanager
+def little_address_space(more_bytes: int) -> Iterator[None]:
+    """Within it the process gets no more than that from the system; a negative number is less than
+    nothing, whatever it gives back meanwhile.
+    """
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def wide() -> Training:
+    torch.manual_seed(0)
+    model = nn.Linear(3000, 2000)
+    return Training(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False),
+        batches=[torch.randn(4, 3000) for _ in range(4)],
+        loss=lambda m, x: m(x).square().mean(),
+    )
+
+
+def test_a_chunk_without_memory_fails_before_it_has_changed_anything(tmp_path: Path) -> None:
+    training, expected = wide(), wide()
+    run(expected, 3)
+    with tight(training, tmp_path, budget="8GiB") as session:
+        run(training, 2, session)
+        before = contents(training)
+        with session.step():
+            training.optimizer.zero_grad()
+            training.loss(training.model, training.batches[2]).backward()
+            with (
+                pytest.raises(RuntimeError, match="can't allocate memory"),
+                little_address_space(-(2**30)),
+            ):
+                training.optimizer.step()
+        assert differences(contents(training), before) == []
+        run_from(training, 2, 3, session)
+    assert differences(contents(training), contents(expected)) == []
+
+
+def test_a_content_that_finds_no_memory_comes_back_after_room_was_made(tmp_path: Path) -> None:
+    file = SwapFile(LowerTier(tmp_path))
+    book = Contents(file, Counters())
+    saved = torch.arange(2**23, dtype=torch.int32)
+    content = Content(saved.untyped_storage(), 0, movable=True)
+    content.slots[0] = Slot(0, content, 0, deque())
+    book.add(content)
+    assert not book.leave(content)  # `saved` has it
+    del saved
+    assert book.leave(content)
+    while book.wait_for_oldest():
+        pass
+    refused = []
+    with little_address_space(2**20):
+        more = resource.getrlimit(resource.RLIMIT_AS)
+
+        def retry(size_bytes: int) -> None:
+            refused.append(size_bytes)
+            resource.setrlimit(resource.RLIMIT_AS, (more[1], more[1]))
+
+        storage = book.present(content, retry)
+    file.close()
+    assert refused == [2**25]
+    found = torch.empty(0, dtype=torch.int32).set_(storage)  # type: ignore[call-overload]
+    assert torch.equal(found, torch.arange(2**23, dtype=torch.int32))
 
 
 # processes
