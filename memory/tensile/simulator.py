@@ -3,7 +3,7 @@
 Operators run in order. Each waits for its operands (copies in flight) and for memory (copies out in
 flight), and acts when an executor would, at events. Two copy channels, one out and one in, serve in
 order of request, both at once. A copy out holds its bytes until it has ended, a copy in from its
-start, which waits for room. Optimal scheduling is not its business: it only says what happens.
+start, which waits for room.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class _Execution:
                 if absence.first_need is not None:
                     self.needs[absence.first_need % n].append(index)
         for moves in self.moves.values():
-            moves.sort()  # of one event, in the order of the plan
+            # Of one event: what leaves first, then what is asked back, each in the plan's order.
+            moves.sort(key=lambda move: (move[0], not move[2], move[1]))
         for computes in self.computes.values():
             computes.sort()
         self.places = {*self.moves, *self.computes, *self.needs, *self.deaths}

@@ -24,7 +24,7 @@ def natural_bytes(trace: Trace) -> int:
     return Tape(trace, COSTS).peak_bytes
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(traces, costs, st.integers(0, 100))
 def test_the_simulated_peak_stays_under_every_budget_from_the_floor_on(
     trace: Trace, device: Costs, percent: int
@@ -37,6 +37,7 @@ def test_the_simulated_peak_stays_under_every_budget_from_the_floor_on(
     assert (timeline.peak_bytes, timeline.stall_s) == (found.peak_bytes, found.stall_s)
 
 
+@settings(max_examples=40)
 @given(traces, costs)
 def test_the_natural_peak_needs_no_action(trace: Trace, device: Costs) -> None:
     found = plan(trace, natural_bytes(trace), device)
@@ -45,6 +46,7 @@ def test_the_natural_peak_needs_no_action(trace: Trace, device: Costs) -> None:
     assert found.peak_bytes == natural_bytes(trace)
 
 
+@settings(max_examples=20)
 @given(traces, costs, st.integers(0, 100))
 def test_the_same_question_has_the_same_answer(trace: Trace, device: Costs, percent: int) -> None:
     floor, natural = floor_bytes(trace), natural_bytes(trace)
@@ -52,6 +54,7 @@ def test_the_same_question_has_the_same_answer(trace: Trace, device: Costs, perc
     assert plan(trace, budget_bytes, device) == plan(trace, budget_bytes, device)
 
 
+@settings(max_examples=40)
 @given(traces)
 def test_every_action_leaves_before_it_is_asked_back_and_comes_back_by_its_need(
     trace: Trace,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 
 from helpers.synthetic_trace import COSTS, costs, stack, traces
 from tensile.costs import Costs
@@ -34,6 +34,7 @@ def test_rungs_below_the_floor_are_the_floor_once() -> None:
     assert len({rung.budget_bytes for rung in rungs}) == len(rungs) < len(SHARES) + 1
 
 
+@settings(max_examples=30)
 @given(traces, costs)
 def test_less_memory_never_promises_a_shorter_step(trace: Trace, device: Costs) -> None:
     rungs = ladder(trace, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.synthetic_trace import COSTS, MIB, costs, stack, traces
@@ -215,6 +215,7 @@ def test_leaving_unwritten_after_a_change_is_refused() -> None:
         simulate(trace, replace(found, actions=kept), COSTS)
 
 
+@settings(max_examples=60)
 @given(traces, costs)
 def test_the_gaps_together_leave_exactly_what_the_floor_counts(trace: Trace, device: Costs) -> None:
     tape = Tape(trace, device)
@@ -229,6 +230,7 @@ def test_the_gaps_together_leave_exactly_what_the_floor_counts(trace: Trace, dev
     assert left == required_bytes(trace).tolist()
 
 
+@settings(max_examples=40)
 @given(traces, costs, st.integers(0, 100))
 def test_operators_run_in_order_and_never_take_less_than_their_operands_and_their_time(
     trace: Trace, device: Costs, percent: int
