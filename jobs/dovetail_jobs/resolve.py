@@ -34,11 +34,6 @@ NOT_YET: tuple[tuple[str, Callable[[JobSpec], bool], str], ...] = (
         lambda spec: spec.resources.share is True,
         "sharing a device is not yet here; remove it",
     ),
-    (
-        "memory.policy",
-        lambda spec: spec.memory.policy == "tensile",
-        "the tensile policy is not yet here; use none or remove it",
-    ),
     *((f"env.{name}", lambda spec, name=name: name in spec.env, _PYTHON) for name in _PYTHON_NAMES),
 )
 

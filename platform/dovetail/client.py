@@ -30,6 +30,7 @@ from dovetail_jobs.errors import (
 )
 
 Json = dict[str, Any]
+FORECAST_S = 300.0
 _KINDS = (DovetailError, UserError, NotFound, AuthError, Unreachable, DatabaseLost, Conflict)
 _ERRORS: dict[str, type[DovetailError]] = {kind.code: kind for kind in _KINDS}
 UPLOAD_S = 60.0  # for the server to look through an archive and to store it
@@ -79,8 +80,10 @@ class Client:
         return job, answer.status == 201
 
     def plan(self, spec: Json, code: str | None = None) -> Json:
-        """Where the job would run now."""
-        plan: Json = self._value("POST", "/jobs/plan", query=_code_query(code), body=spec)
+        """Where the job would run now, and what it would take: tracing a step takes seconds."""
+        plan: Json = self._value(
+            "POST", "/jobs/plan", query=_code_query(code), body=spec, wait_s=FORECAST_S
+        )
         return plan
 
     def keep_code(self, sha256: str, archive: Path) -> bool:

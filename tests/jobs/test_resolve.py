@@ -54,7 +54,6 @@ ASKED = {
     "search": "search={metric: accuracy, mode: max, samples: 1, space: {}}",
     "resources.devices": "resources.devices=2",
     "resources.share": "resources.share=true",
-    "memory.policy": "memory.policy=tensile",
     "env.VIRTUAL_ENV": "env.VIRTUAL_ENV=/opt/venv",
     "env.CONDA_PREFIX": "env.CONDA_PREFIX=/opt/conda",
     "env.CONDA_DEFAULT_ENV": "env.CONDA_DEFAULT_ENV=mine",

@@ -10,6 +10,7 @@ import typer
 
 from dovetail.cli.code import PackedCode, packed_code
 from dovetail.cli.jobs import CODE_DIGITS
+from dovetail.cli.memory import forecast_facts
 from dovetail.cli.options import AsJson, connect, connect_again
 from dovetail.cli.output import Json, number, print_facts, print_json, say
 from dovetail_jobs.errors import SpecError, Unreachable, UserError
@@ -116,6 +117,9 @@ def _plan(client: Client, specs: list[Json], codes: list[PackedCode | None], as_
             files = f"{code['files']} file{'' if code['files'] == 1 else 's'}"
             size, name = format_bytes(code["bytes"]), code["sha256"][:CODE_DIGITS]
             print(f"# code: {files}, {size}, sha256 {name}")
+        if forecast := plan.get("forecast"):
+            for name, text in forecast_facts(forecast):
+                print(f"# {name}: {text}")
         print(yaml.safe_dump(plan["spec"], sort_keys=False, allow_unicode=True), end="")
 
 

@@ -51,6 +51,23 @@ class CodeShelf:
         """
         if sha256 is None:
             return resolve(spec, base=Path.cwd()), None
+        with self._unpacked(sha256) as (folder, snapshot):
+            try:
+                return resolve(spec, base=Path.cwd(), code=folder), _view(snapshot)
+            except SpecError as error:
+                raise _told_of_the_copy(error, folder, spec) from None
+
+    @contextmanager
+    def opened(self, sha256: str | None) -> Iterator[Path | None]:
+        """A copy of that code for a while; None for none."""
+        if sha256 is None:
+            yield None
+            return
+        with self._unpacked(sha256) as (folder, _):
+            yield folder
+
+    @contextmanager
+    def _unpacked(self, sha256: str) -> Iterator[tuple[Path, Snapshot]]:
         with tempfile.TemporaryDirectory(prefix="dovetail-code-") as scratch:
             folder = Path(scratch, "code")
             try:
@@ -59,11 +76,7 @@ class CodeShelf:
                 raise UserError(
                     f"code {sha256}: is not kept here; send it first with PUT /api/v1/code/{sha256}"
                 ) from None
-            snapshot = unpack(archive, sha256, folder, limit_bytes=self._limit_bytes)
-            try:
-                return resolve(spec, base=Path.cwd(), code=folder), _view(snapshot)
-            except SpecError as error:
-                raise _told_of_the_copy(error, folder, spec) from None
+            yield folder, unpack(archive, sha256, folder, limit_bytes=self._limit_bytes)
 
     def _read(self, sha256: str) -> bytes:
         with _storage_failures():

@@ -248,6 +248,18 @@ class CodeView(_View):
     """How many; folders and links are not counted."""
 
 
+class ForecastView(_View):
+    """Device memory of one training step without a manager, foreseen by tracing it."""
+
+    peak_bytes: int
+    floor_bytes: int
+    """The least that a plan of the tensile policy can keep."""
+    margin_bytes: int
+    """The true peak lies within it, as a rule."""
+    by_class: dict[str, int]
+    """What lives at the peak."""
+
+
 class PlanView(_View):
     """What a submission would do now; nothing is kept."""
 
@@ -261,6 +273,8 @@ class PlanView(_View):
     """Why, one sentence."""
     code: CodeView | None = None
     """What it would run; null for a job that brings no code."""
+    forecast: ForecastView | None = None
+    """Null for a script, and for a step that cannot be foreseen."""
 
 
 class ServerOptions(_View):

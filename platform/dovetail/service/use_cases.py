@@ -4,6 +4,7 @@ store; deciding is the daemon's.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from dovetail.service.contract import (
     DatabaseStatus,
     DeviceStatus,
     EventView,
+    ForecastView,
     JobView,
     LogChunk,
     MetricPointView,
@@ -36,17 +38,20 @@ from dovetail.service.contract import (
     ServerStatus,
 )
 from dovetail.service.elapsed import Elapsed
+from dovetail.service.forecasts import Forecasts
 from dovetail.service.nodes import Nodes
 from dovetail.service.server_state import ServerFacts, ServerState
 from dovetail.service.views import event_view, job_view, metric_view
 from dovetail.settings import Settings
 from dovetail.store.records import JobRecord
 from dovetail.store.store import Store
-from dovetail_jobs.errors import Conflict, DatabaseLost
+from dovetail_jobs.errors import Conflict, DatabaseLost, UserError
 from dovetail_jobs.lifecycle import CancelRequested, State
 from dovetail_jobs.spec import JobSpec
 from dovetail_workers.log import read_log
 from dovetail_workers.storage.protocol import Storage
+
+log = logging.getLogger(__name__)
 
 
 class Platform:
@@ -70,6 +75,7 @@ class Platform:
         self._settings, self._url = settings, url
         self._nodes = Nodes(settings, state, store)
         self._code = CodeShelf(storage, settings.code_limit_bytes)
+        self._forecasts = Forecasts(settings.home / "forecasts")
         self._born_s = time.monotonic()
         self.on_shutdown: Callable[[], None] = lambda: None
         self.stop_ray = False
@@ -83,8 +89,9 @@ class Platform:
         return self._view(job), created
 
     def plan(self, spec: JobSpec, code: str | None = None) -> PlanView:
-        """The scheduler's answer for one more job in the queue as it stands."""
+        """The scheduler's answer for one more job in the queue as it stands, and its memory."""
         spec, would_run = self._code.resolve(spec, code)
+        foreseen = self._foresee(spec, code)
         active = self._store.active()
         asked = picture.queued_job("(this job)", spec, seq=1 << 62)
         elapsed = Elapsed(time.monotonic)
@@ -100,6 +107,7 @@ class Platform:
                 reason="PLACED",
                 message=decision.reason,
                 code=would_run,
+                forecast=foreseen,
             )
         return PlanView(
             spec=spec.to_json(),
@@ -107,7 +115,20 @@ class Platform:
             reason=decision.reason,
             message=decision.message,
             code=would_run,
+            forecast=foreseen,
         )
+
+    def _foresee(self, spec: JobSpec, code: str | None) -> ForecastView | None:
+        """None for a script, and for a family whose step cannot be foreseen."""
+        if spec.family is None:
+            return None
+        try:
+            with self._code.opened(code) as folder:
+                answer = self._forecasts.of(spec, workdir=folder, code=code)
+        except UserError as error:
+            log.info("no forecast name=%s: %s", spec.name, error)
+            return None
+        return ForecastView.model_validate(answer["forecast"])
 
     def code(self, sha256: str) -> CodeView:
         return self._code.find(sha256)
