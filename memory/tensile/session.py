@@ -35,6 +35,7 @@ from tensile.stats import Counters, Stats
 from tensile.swap_file import SwapFile
 
 _FIRST_PASSES = 3  # later ones load no more libraries
+_SELDOM = 16
 SMALLEST_BYTES = 64 * 2**10
 
 Batch = TypeVar("Batch")
@@ -160,8 +161,9 @@ class Session:
     def step(self) -> Iterator[None]:
         """Around one training step. An exception inside leaves everything valid and usable."""
         limit = self._begin("step")
+        watched = self._watches(limit)
         try:
-            if self._watches(limit):
+            if watched:
                 with self._watched():
                     yield
             else:
@@ -169,25 +171,27 @@ class Session:
         finally:
             self._inside = None
             self._counters.steps += 1
-            self._look_back(limit)
+            self._look_back(limit, watched=watched)
 
     @contextmanager
     def evaluate(self) -> Iterator[None]:
         """Around passes without gradients, such as a validation, inside the same budget."""
         limit = self._begin("evaluation")
+        watched = self._watches(limit)
         try:
             with torch.no_grad():
-                if self._watches(limit):
+                if watched:
                     return_freed_memory()
                     self._execution.begin(None)
                 yield
         finally:
             self._execution.stop()
             self._inside = None
-            self._look_back(limit)
+            self._look_back(limit, watched=watched)
 
     def stats(self) -> Stats:
         """Totals so far."""
+        self._note_peak()
         return self._counters.frozen(
             base_bytes=self._gauge.base_bytes, budget_bytes=self._pressure.limit_bytes
         )
@@ -217,6 +221,7 @@ class Session:
             return
         if self._inside is not None:
             raise SessionError(f"close() inside a {self._inside} of the session; leave it first")
+        self._note_peak()
         self._closed = True
         _running.discard(self)
         self._hooks.remove()
@@ -228,7 +233,6 @@ class Session:
         self._residency.go_home()
         self._lasting_file.close()
         self._swap_file.close()
-        self._counters.peak_bytes = max(self._counters.peak_bytes, self._gauge.peak_bytes())
         self._gauge.close()
 
     def __enter__(self) -> Self:
@@ -291,14 +295,23 @@ class Session:
             return False
         return self._exceeded or self._schedule is None or not self._schedule.is_idle
 
-    def _look_back(self, limit: int | None) -> None:
-        if limit is not None and self._passes < _FIRST_PASSES:
-            self._passes += 1
+    def _look_back(self, limit: int | None, *, watched: bool) -> None:
+        """After a pass. Where nothing was watched, the peak is looked at now and then only: the
+        system keeps it, and asking takes time.
+        """
+        self._passes += 1
+        if not watched and self._passes % _SELDOM != 1:
+            return
+        if watched and self._passes <= _FIRST_PASSES:
             self._gauge.note_libraries()
-        peak = self._gauge.peak_bytes()
-        if limit is not None and peak > limit:
+        self._note_peak()
+        if limit is not None and self._counters.peak_bytes > limit:
             self._exceeded = True
-        self._counters.peak_bytes = max(self._counters.peak_bytes, peak)
+
+    def _note_peak(self) -> None:
+        if not self._closed:
+            peak = self._gauge.peak_bytes()
+            self._counters.peak_bytes = max(self._counters.peak_bytes, peak)
 
     def _is_active(self) -> bool:
         return self._inside is not None and self._execution.is_running

@@ -531,9 +531,7 @@ def test_prepare_changes_nothing_that_training_sees(tmp_path: Path) -> None:
 
 @contextmanager
 def little_address_space(more_bytes: int) -> Iterator[None]:
-    """Within it the process gets no more than that from the system; a negative number is less than
-    nothing, whatever it gives back meanwhile.
-    """
+    """Within it the process gets no more than that from the system."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + more_bytes, limits[1]))
@@ -543,20 +541,13 @@ def little_address_space(more_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def wide() -> Training:
-    torch.manual_seed(0)
-    model = nn.Linear(3000, 2000)
-    return Training(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False),
-        batches=[torch.randn(4, 3000) for _ in range(4)],
-        loss=lambda m, x: m(x).square().mean(),
-    )
-
-
 def test_a_chunk_without_memory_fails_before_it_has_changed_anything(tmp_path: Path) -> None:
-    training, expected = wide(), wide()
+    training, expected = perceptron(), perceptron()
     run(expected, 3)
+    # never touched, so it takes no memory; but a chunk that has it asks for as much beforehand
+    large = nn.Parameter(torch.empty(2**26))
+    training.optimizer.add_param_group({"params": [large]})
+    training.optimizer.param_groups.reverse()
     with tight(training, tmp_path, budget="8GiB") as session:
         run(training, 2, session)
         before = contents(training)
@@ -565,11 +556,12 @@ def test_a_chunk_without_memory_fails_before_it_has_changed_anything(tmp_path: P
             training.loss(training.model, training.batches[2]).backward()
             with (
                 pytest.raises(RuntimeError, match="can't allocate memory"),
-                little_address_space(-(2**30)),
+                little_address_space(2**20),
             ):
                 training.optimizer.step()
         assert differences(contents(training), before) == []
         run_from(training, 2, 3, session)
+    training.optimizer.param_groups.reverse()
     assert differences(contents(training), contents(expected)) == []
 
 
