@@ -113,12 +113,15 @@ class MemoryView(_View):
     swapped_out_bytes: int | None = None
     """What the tensile policy moved from the device; as the rest, of the newest attempt."""
     swapped_in_bytes: int | None = None
+    """What it moved back."""
     recomputed_bytes: int | None = None
+    """What it computed again instead."""
     passive_fetches: int | None = None
     """How often something was needed before it was back."""
     stall_s: float | None = None
     """How long training waited for it."""
     replans: int | None = None
+    """How often it changed its plan."""
 
 
 class FilesView(_View):
@@ -252,6 +255,7 @@ class ForecastView(_View):
     """Device memory of one training step without a manager, foreseen by tracing it."""
 
     peak_bytes: int
+    """Of the step as the user wrote it."""
     floor_bytes: int
     """The least that a plan of the tensile policy can keep."""
     margin_bytes: int
