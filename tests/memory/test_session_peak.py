@@ -70,6 +70,7 @@ def held_bytes(pid: int) -> int:
     return measured.total_bytes
 
 
+@pytest.mark.long
 def test_a_training_of_twice_its_budget_stays_under_it_in_every_step(tmp_path: Path) -> None:
     bound = watched(tmp_path, BUDGET_BYTES)
     assert bound.said["forecast"] > 2 * BUDGET_BYTES

@@ -114,6 +114,7 @@ def die_at(number: int, root: Path, work: Callable[[], object]) -> Callable[[], 
 FILE_EVENTS = {"open", "os.link", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.scandir"}
 
 
+@pytest.mark.long
 def test_after_a_crash_at_any_step_in_the_file_system_a_resume_finds_a_whole_checkpoint(
     before: Path,
 ) -> None:

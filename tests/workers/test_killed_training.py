@@ -20,6 +20,8 @@ from dovetail_workers.storage.local import LocalStorage
 from helpers.attempts import entries, log_text, run
 from helpers.training import differences
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(__file__).parents[1]
 STEPS, EVERY = 10, 4
 
@@ -95,15 +97,7 @@ def check_resumed(storage: Path, unbroken: Path, from_step: int | None, **given:
 
 
 @pytest.mark.parametrize(
-    ("fatal_step", "from_step"),
-    [
-        pytest.param(1, None, marks=pytest.mark.long),
-        pytest.param(4, None, marks=pytest.mark.long),
-        pytest.param(5, 4, marks=pytest.mark.long),
-        (7, 4),
-        pytest.param(9, 8, marks=pytest.mark.long),
-        pytest.param(10, 8, marks=pytest.mark.long),
-    ],
+    ("fatal_step", "from_step"), [(1, None), (4, None), (5, 4), (7, 4), (9, 8), (10, 8)]
 )
 def test_a_killed_run_ends_bitwise_where_an_unbroken_one_does(
     tmp_path: Path, unbroken: Path, fatal_step: int, from_step: int | None
@@ -115,7 +109,6 @@ def test_a_killed_run_ends_bitwise_where_an_unbroken_one_does(
     check_resumed(tmp_path, unbroken, from_step, fatal_step=fatal_step)
 
 
-@pytest.mark.long
 def test_a_run_that_hangs_is_lost_and_resumes(tmp_path: Path, unbroken: Path) -> None:
     ends: dict[str, Any] = {"fatal_step": 6, "end": "stopped"}
     first = launch(tmp_path, spec={"progress_timeout": "30s"}, **ends)
@@ -125,7 +118,6 @@ def test_a_run_that_hangs_is_lost_and_resumes(tmp_path: Path, unbroken: Path) ->
     check_resumed(tmp_path, unbroken, 4, **ends)
 
 
-@pytest.mark.long
 def test_a_disk_that_fills_fails_the_run_with_that_reason_and_leaves_the_whole_checkpoint(
     tmp_path: Path, unbroken: Path
 ) -> None:
@@ -144,7 +136,6 @@ def test_a_disk_that_fills_fails_the_run_with_that_reason_and_leaves_the_whole_c
     check_resumed(tmp_path, unbroken, 4, fatal_step=6, end="full")
 
 
-@pytest.mark.long
 def test_a_damaged_checkpoint_is_named_in_the_journal(tmp_path: Path, unbroken: Path) -> None:
     assert run(launch(tmp_path, fatal_step=9), tmp_path / "launch").outcome == "lost"
     storage, key = LocalStorage(tmp_path), checkpoint_prefix("j", 8, 1)
