@@ -16,11 +16,16 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from environment import describe
 from forecast_models import OTHERS, REPORTED
+
+if TYPE_CHECKING:
+    import torch
 
 MIB = 2**20
 MMAP_THRESHOLD_BYTES = 128 * 2**10
@@ -29,14 +34,13 @@ MMAP_THRESHOLD_BYTES = 128 * 2**10
 def measure_here(name: str, batch_size: int) -> dict[str, int]:
     """Predicts, then trains three steps, in this process."""
     import torch
-    from torch.nn import functional
 
     import tensile
     from tensile import resident
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    _load_libraries()
+    load_libraries()
     base = resident.measure()
     if base is None or not resident.reset_peak():
         sys.exit("this system does not say how much memory a process has")
@@ -44,17 +48,7 @@ def measure_here(name: str, batch_size: int) -> dict[str, int]:
     model, batch = make(batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
-    def step(batch: tuple[torch.Tensor, torch.Tensor]) -> float:
-        output = model(batch[0])
-        if batch[1].is_floating_point():
-            loss = functional.mse_loss(output, batch[1])
-        else:
-            loss = functional.cross_entropy(output, batch[1])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
-
+    step = step_of(model, optimizer)
     for _ in range(3):
         step(batch)
     now = resident.measure()
@@ -70,6 +64,26 @@ def measure_here(name: str, batch_size: int) -> dict[str, int]:
         "margin_bytes": forecast.margin_bytes,
         "floor_bytes": forecast.floor_bytes,
     }
+
+
+def step_of(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Callable[[tuple[torch.Tensor, torch.Tensor]], float]:
+    """One training step; its loss."""
+    from torch.nn import functional
+
+    def step(batch: tuple[torch.Tensor, torch.Tensor]) -> float:
+        output = model(batch[0])
+        if batch[1].is_floating_point():
+            loss = functional.mse_loss(output, batch[1])
+        else:
+            loss = functional.cross_entropy(output, batch[1])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
 
 
 def measure(name: str, batch_size: int) -> dict[str, int]:
@@ -91,7 +105,7 @@ def measure(name: str, batch_size: int) -> dict[str, int]:
     return figures
 
 
-def _load_libraries() -> None:
+def load_libraries() -> None:
     """The bare process has its kernels loaded: their code and scratch memory are no tensors."""
     import torch
     from torch import nn

@@ -10,6 +10,7 @@ reach.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -17,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import psutil
 
@@ -66,15 +68,34 @@ def kill_attempt(attempt_id: str, deadline_s: float = 5.0) -> int:
 
 def processes_with(variable: str, value: str) -> Iterable[psutil.Process]:
     """Processes other than this one that were started with `variable=value` in their
-    environment.
+    environment. One that set itself a title may have overwritten it.
+    """
+    mark = f"{variable}={value}".encode()
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            carries = mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            if carries and process.pid != os.getpid() and is_alive(process):
+                yield process
+
+
+def processes_writing(folder: Path) -> Iterable[psutil.Process]:
+    """Processes other than this one that have a file below `folder` open to write, removed or not;
+    whoever only reads there is left out.
     """
     for process in psutil.process_iter():
-        try:
-            carries = process.environ().get(variable) == value
-            if carries and process.pid != os.getpid() and _alive(process):
+        with contextlib.suppress(OSError, psutil.Error):
+            if process.pid != os.getpid() and _writes(process.pid, folder) and is_alive(process):
                 yield process
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
+
+
+def _writes(pid: int, folder: Path) -> bool:
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        if os.readlink(descriptor).startswith(f"{folder}/"):
+            info = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text()
+            flags = next(line for line in info.splitlines() if line.startswith("flags:"))
+            if int(flags.split()[1], 8) & (os.O_WRONLY | os.O_RDWR):
+                return True
+    return False
 
 
 def wait_gone(pids: Iterable[int], timeout_s: float) -> None:
@@ -96,7 +117,7 @@ def wait_gone(pids: Iterable[int], timeout_s: float) -> None:
 def _kill_until_none(find: Callable[[], list[psutil.Process]], deadline_s: float) -> int:
     end = time.monotonic() + deadline_s
     killed: set[int] = set()
-    while found := [process for process in find() if _alive(process)]:
+    while found := [process for process in find() if is_alive(process)]:
         if time.monotonic() > end:
             left = ", ".join(str(process.pid) for process in found)
             raise TimeoutError(f"processes {left} did not end {deadline_s:g} s after SIGKILL")
@@ -110,7 +131,8 @@ def _kill_until_none(find: Callable[[], list[psutil.Process]], deadline_s: float
     return len(killed)
 
 
-def _alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Neither gone nor a zombie."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -24,6 +24,7 @@ from dovetail_workers.numerics import reproducible
 from dovetail_workers.optimizer_step import OptimizerStep
 from dovetail_workers.random_state import seed_everything
 from dovetail_workers.train import workload_context
+from tensile.preview import preview
 
 
 def step_trace(spec: JobSpec, workdir: Path | None) -> tensile.Trace:
@@ -52,50 +53,14 @@ def step_trace(spec: JobSpec, workdir: Path | None) -> tensile.Trace:
 
 
 def rehearse(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one request. Raises UserError with the sentence to refuse it with."""
     spec = JobSpec.model_validate(request["spec"])
-    workdir = Path(request["workdir"]) if request.get("workdir") else None
-    trace = step_trace(spec, workdir)
-    forecast = tensile.forecast(trace)
-    answer: dict[str, Any] = {
-        "forecast": {
-            "peak_bytes": forecast.peak_bytes,
-            "floor_bytes": forecast.floor_bytes,
-            "margin_bytes": forecast.margin_bytes,
-            "by_class": {kind.value: size for kind, size in forecast.by_class.items() if size},
-        },
-        "operators": len(trace.operators),
-        "notes": list(trace.notes),
-    }
-    if request.get("budget") is not None:
-        budget = tensile.budget_bytes(_share(request["budget"]), forecast.peak_bytes)
-        assert budget is not None
-        costs = tensile.calibrate("cpu")
-        try:
-            plan = tensile.plan(trace, budget_bytes=budget, costs=costs)
-        except tensile.PlanError as error:
-            raise UserError(f"budget: {request['budget']}  {error}") from None
-        swaps = [action for action in plan.actions if isinstance(action, tensile.Swap)]
-        answer["plan"] = {
-            "budget_bytes": plan.budget_bytes,
-            "peak_bytes": plan.peak_bytes,
-            "step_s": plan.step_s,
-            "stall_s": plan.stall_s,
-            "swaps": len(swaps),
-            "recomputations": len(plan.actions) - len(swaps),
-            "moved_bytes": sum(swap.bytes for swap in swaps),
-        }
-        if request.get("picture"):
-            from tensile.picture import draw
-
-            answer["pictures"] = draw(trace, plan, costs, forecast, Path(request["picture"]))
-    return answer
-
-
-def _share(budget: str | int) -> str | int | float:
-    """`60%` is a share of the forecast peak."""
-    if isinstance(budget, str) and budget.endswith("%"):
-        return float(budget[:-1]) / 100
-    return budget
+    trace = step_trace(spec, Path(request["workdir"]) if request.get("workdir") else None)
+    picture = Path(request["picture"]) if request.get("picture") else None
+    try:
+        return preview(trace, request.get("budget"), picture)
+    except (tensile.BudgetError, tensile.PlanError) as error:
+        raise UserError(f"memory.budget: {request['budget']}  {error}") from None
 
 
 def main() -> int:
@@ -103,7 +68,7 @@ def main() -> int:
     os.dup2(2, 1)  # what a family prints is not the answer
     try:
         answer = rehearse(json.load(sys.stdin))
-    except (DovetailError, tensile.BudgetError) as error:
+    except DovetailError as error:
         answer = {"refused": str(error)}
     os.write(out, json.dumps(answer).encode())
     os._exit(0)  # threads of data loaders are not waited for

@@ -11,7 +11,7 @@ import typer
 
 from dovetail.cli.options import AsJson
 from dovetail.cli.output import Json, print_facts, print_json, say
-from dovetail_jobs.units import format_bytes, format_seconds
+from dovetail_jobs.units import format_bytes
 
 if TYPE_CHECKING:
     from dovetail_jobs.spec import JobSpec
@@ -58,14 +58,14 @@ def plan(
         return
     found = answer["plan"]
     moves = f"{found['swaps']} swaps ({format_bytes(found['moved_bytes'])} each way)"
-    stall = f"{found['stall_s'] / max(found['step_s'], 1e-9):.1%} of it waiting"
+    stall = f"{found['stall_s'] / max(found['step_s'], 1e-9):.0%} of it waiting"
     print_facts(
         [
             *forecast_facts(answer["forecast"]),
             ("budget", format_bytes(found["budget_bytes"])),
             ("planned", f"peak {format_bytes(found['peak_bytes'])}"),
             ("by", f"{moves}, {found['recomputations']} recomputations"),
-            ("step", f"{format_seconds(found['step_s'])} by estimate, {stall}"),
+            ("step", f"{found['step_s']:.3g} s by estimate, {stall}"),
             ("picture", ", ".join(answer.get("pictures", ()))),
         ]
     )

@@ -97,7 +97,7 @@ def _lives(head: Head) -> bool:
 
 
 def _clear(head: Head) -> int:
-    killed = ray_process.end_marked(SESSION_VARIABLE, head.session)
+    killed = ray_process.end_marked(SESSION_VARIABLE, head.session, Path(head.temp_dir))
     shutil.rmtree(head.temp_dir, ignore_errors=True)
     return killed
 

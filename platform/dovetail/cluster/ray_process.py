@@ -98,14 +98,16 @@ def raylets(session: str) -> set[str | None]:
     return found
 
 
-def end_marked(variable: str, value: str) -> int:
+def end_marked(variable: str, value: str, session_folder: Path | None = None) -> int:
     """Kill every process with this mark and wait until none is left; how many there were.
 
-    Raises Unreachable naming those that SIGKILL did not end.
+    Some of Ray's processes overwrite their environment with a title: they are found as children of
+    a marked one, or by the files below `session_folder` that they write. Raises Unreachable
+    naming those that SIGKILL did not end.
     """
     killed: set[int] = set()
     end = time.monotonic() + END_TIMEOUT_S
-    while found := list(process_tree.processes_with(variable, value)):
+    while found := _of_session(variable, value, session_folder):
         if time.monotonic() > end:
             left = ", ".join(str(process.pid) for process in found)
             raise Unreachable(f"processes {left} did not end {END_TIMEOUT_S:g} s after SIGKILL")
@@ -117,6 +119,17 @@ def end_marked(variable: str, value: str) -> int:
         for pid in killed:
             failed(pid)  # where this very process had started it
     return len(killed)
+
+
+def _of_session(variable: str, value: str, folder: Path | None) -> list[psutil.Process]:
+    marked = list(process_tree.processes_with(variable, value))
+    found = {process.pid: process for process in marked}
+    for process in marked:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {child.pid: child for child in process.children(recursive=True)}
+    if folder is not None:
+        found |= {process.pid: process for process in process_tree.processes_writing(folder)}
+    return [process for process in found.values() if process_tree.is_alive(process)]
 
 
 def failed(pid: int) -> bool:

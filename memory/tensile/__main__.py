@@ -1,0 +1,98 @@
+"""`python -m tensile forecast|plan FILE.py`: what a training step takes of a device, and what a
+budget costs it, without training.
+
+The file has a function `build()` that returns `(train_step, model, optimizer, batch)`, as
+`tensile.trace` takes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import tensile
+from tensile.preview import preview
+
+_MIB = 2**20
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    try:
+        trace = tensile.trace(*_built(given.file))
+        answer = preview(trace, getattr(given, "budget", None), getattr(given, "picture", None))
+    except (_Unusable, tensile.TraceError, tensile.PlanError, tensile.BudgetError) as error:
+        print(f"error: {given.file}: {error}", file=sys.stderr)
+        return 2
+    if given.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        print("\n".join(f"{name:<12} {text}" for name, text in _facts(answer)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tensile", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="forecast|plan")
+    forecast = commands.add_parser("forecast", help="the peak of a step, and the least it could be")
+    plan = commands.add_parser("plan", help="a plan for a budget, and what it costs")
+    for command in (forecast, plan):
+        command.add_argument("file", type=Path, metavar="FILE.py")
+        command.add_argument("--json", action="store_true", help="print JSON")
+    plan.add_argument("--budget", required=True, help="1GiB, 800MB, bytes, or 60%% of the peak")
+    plan.add_argument("--picture", type=Path, help="draw the timeline, as .png and .svg")
+    return parser
+
+
+class _Unusable(Exception):
+    """The file is not one that can be previewed; the message says what is missing."""
+
+
+def _built(file: Path) -> tuple[Any, Any, Any, Any]:
+    if not file.is_file():
+        raise _Unusable("no such file")
+    sys.path.insert(0, str(file.resolve().parent))
+    try:
+        build = runpy.run_path(str(file)).get("build")
+        parts = build() if callable(build) else None
+    except Exception as error:  # the user's own code may raise anything
+        raise _Unusable(f"failed: {type(error).__name__}: {error}") from error
+    if parts is None:
+        raise _Unusable("has no function build() -> (train_step, model, optimizer, batch)")
+    if not isinstance(parts, tuple) or len(parts) != 4:
+        raise _Unusable("build() must return (train_step, model, optimizer, batch)")
+    return parts
+
+
+def _facts(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    forecast = answer["forecast"]
+    facts = [
+        ("forecast", f"peak {_mib(forecast['peak_bytes'])} ± {_mib(forecast['margin_bytes'])}"),
+        *(
+            (kind.replace("_", " "), _mib(size))
+            for kind, size in sorted(forecast["by_class"].items(), key=lambda item: -item[1])
+        ),
+        ("floor", _mib(forecast["floor_bytes"])),
+    ]
+    if plan := answer.get("plan"):
+        facts += [
+            ("budget", _mib(plan["budget_bytes"])),
+            ("planned", _mib(plan["peak_bytes"])),
+            ("swaps", f"{plan['swaps']}, {_mib(plan['moved_bytes'])} each way"),
+            ("recomputed", str(plan["recomputations"])),
+            ("step", f"{plan['step_s']:.3f} s by estimate, {plan['stall_s']:.3f} s of it waiting"),
+        ]
+    facts += [("picture", path) for path in answer.get("pictures", ())]
+    return facts + [("note", note) for note in answer["notes"]]
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / _MIB:.1f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""What a traced step will take, and what a budget will cost it, as plain JSON values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tensile.actions import Swap
+from tensile.budget import Budget, budget_bytes
+from tensile.calibration import calibrate
+from tensile.forecasting import forecast
+from tensile.planner import plan
+from tensile.sequence import Trace
+
+
+def preview(
+    trace: Trace, budget: Budget = None, picture: Path | None = None, device: str = "cpu"
+) -> dict[str, Any]:
+    """`{"forecast", "operators", "notes"}`; with a budget `"plan"` too, and with a picture
+    `"pictures"`, the paths that were written.
+
+    A budget may also be a percentage of the forecast peak, as text. Raises BudgetError and
+    PlanError.
+    """
+    foreseen = forecast(trace, device)
+    answer: dict[str, Any] = {
+        "forecast": {
+            "peak_bytes": foreseen.peak_bytes,
+            "floor_bytes": foreseen.floor_bytes,
+            "margin_bytes": foreseen.margin_bytes,
+            "by_class": {kind.value: size for kind, size in foreseen.by_class.items() if size},
+        },
+        "operators": len(trace.operators),
+        "notes": list(trace.notes),
+    }
+    limit_bytes = budget_bytes(_share(budget), foreseen.peak_bytes)
+    if limit_bytes is None:
+        return answer
+    costs = calibrate(device)
+    found = plan(trace, budget_bytes=limit_bytes, costs=costs)
+    swaps = [action for action in found.actions if isinstance(action, Swap)]
+    answer["plan"] = {
+        "budget_bytes": found.budget_bytes,
+        "peak_bytes": found.peak_bytes,
+        "step_s": found.step_s,
+        "stall_s": found.stall_s,
+        "swaps": len(swaps),
+        "recomputations": len(found.actions) - len(swaps),
+        "moved_bytes": sum(swap.bytes for swap in swaps),
+    }
+    if picture is not None:
+        from tensile.picture import draw
+
+        answer["pictures"] = draw(trace, found, costs, foreseen, picture)
+    return answer
+
+
+def _share(budget: Budget) -> Budget:
+    if isinstance(budget, str) and budget.endswith("%"):
+        try:
+            return float(budget[:-1]) / 100
+        except ValueError:
+            return budget
+    return budget

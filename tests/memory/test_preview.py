@@ -1,0 +1,83 @@
+"""`python -m tensile`: what a step will take, for a user who has no platform."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tensile.__main__ import main
+
+PROGRAM = """
+import torch
+from torch import nn
+
+def build():
+    model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(256, 256), nn.GELU())])
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step(batch):
+        model(batch).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, model, optimizer, torch.randn(2048, 256)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    return str(file)
+
+
+def test_a_plan_at_half_the_peak_keeps_it_and_is_drawn(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "step.png"
+    assert main(["plan", program, "--budget", "50%", "--picture", str(picture), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    forecast, plan = answer["forecast"], answer["plan"]
+    assert sum(forecast["by_class"].values()) == forecast["peak_bytes"]
+    assert forecast["floor_bytes"] < plan["peak_bytes"] <= plan["budget_bytes"]
+    assert plan["budget_bytes"] == forecast["peak_bytes"] // 2
+    assert plan["swaps"] + plan["recomputations"] > 0
+    assert answer["pictures"] == [str(picture), str(picture.with_suffix(".svg"))]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in picture.with_suffix(".svg").read_text()
+
+
+def test_a_forecast_is_told_in_lines(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["forecast", program]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("forecast")
+    assert any(line.startswith("floor") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1", "has no function build()"),
+        ("raise OSError('no data here')", "failed: OSError: no data here"),
+        ("def build():\n    return 1, 2", "must return (train_step, model, optimizer, batch)"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_its_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    assert main(["forecast", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {file}: ")
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"), [("1KiB", "below the floor"), ("a lot", "is no size"), ("0%", "is no size")]
+)
+def test_a_budget_that_cannot_be_kept_is_refused(
+    program: str, capsys: pytest.CaptureFixture[str], budget: str, said: str
+) -> None:
+    assert main(["plan", program, "--budget", budget]) == 2
+    assert said in capsys.readouterr().err
