@@ -85,6 +85,7 @@ with Session(model, optimizer, 1, folder=sys.argv[1]) as session:
 """
 
 
+@pytest.mark.long
 def test_without_a_compiler_it_works_more_slowly_and_says_so(tmp_path: Path) -> None:
     environment = {
         **os.environ,
