@@ -53,6 +53,7 @@ class Execution:
         self._waiting: list[Action] = []
         self._in_use: list[frozenset[str]] = []
         self._running = False
+        self._rise_bytes = 0  # until the next moment, at most
         self.surplus_bytes = 0  # held over what the plan knows of, at most, in this step
 
     # the step
@@ -105,13 +106,15 @@ class Execution:
         index = self._index(moment, number, name, size_bytes)
         if index is None:
             self._pressure.relieve_unplanned(size_bytes, self._used())
+            self._rise_bytes = self._pressure.rise_bytes
             return
         assert self.schedule is not None
         due = [*self._waiting, *self.schedule.leaving.get(index, ())]
         self._waiting = [action for action in due if not self._left(action)]
         for action in self.schedule.asked.get(index, ()):
             self._ask(action)
-        held = self._pressure.relieve(self.schedule.rise_bytes[index], self._used())
+        self._rise_bytes = self.schedule.rise_bytes[index]
+        held = self._pressure.relieve(self._rise_bytes, self._used())
         expected = self.schedule.live_bytes[self.schedule.trace.events[index].position]
         self.surplus_bytes = max(self.surplus_bytes, held - expected)
 
@@ -209,10 +212,12 @@ class Execution:
         if not self._running:
             return
         self.moment(Moment.UNPACK, slot.number)
+        content = slot.content
+        if content.storage is None and content.incoming is None:
+            # it is fetched or computed now, which no natural rise knows of
+            rise = self._rise_bytes + content.bytes
+            self._pressure.relieve(rise, self._used())
         if not self.is_followed:
-            content = slot.content
-            if content.storage is None and content.incoming is None:
-                self._relieve(content.bytes)
             self._ask_ahead(slot.number)
 
     def _ask_ahead(self, number: int) -> None:
@@ -231,9 +236,6 @@ class Execution:
 
     def _used(self) -> frozenset[str]:
         return frozenset().union(*self._in_use)
-
-    def _relieve(self, more_bytes: int) -> None:
-        self._pressure.relieve(self._pressure.rise_bytes + more_bytes, self._used())
 
     def _reserve(self, size_bytes: int) -> None:
         """Fail before the chunk has written anything, not in the middle of it; and only after

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import re
@@ -11,12 +10,9 @@ from contextlib import contextmanager
 from mmap import PAGESIZE as PAGE_BYTES
 from pathlib import Path
 
-from tensile import resident
+from tensile import freed_memory, resident
 
-_libc = ctypes.CDLL(None)
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)")
-MMAP_BYTES = 512 * 2**10
 
 
 class Gauge:
@@ -27,16 +23,21 @@ class Gauge:
     def __init__(self, tensors_bytes: int, folder: Path) -> None:
         self._folder = str(folder.resolve())
         self._file = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        trim_freed_memory()  # what was freed before is nobody's
-        self.base_bytes = max(0, self._resident_bytes() - tensors_bytes)
+        freed_memory.trim()  # what was freed before is nobody's
+        self.base_bytes = max(
+            0, self._resident_bytes() - freed_memory.waiting_bytes() - tensors_bytes
+        )
         self._library_bytes = self._libraries_bytes()
         self._counted = resident.reset_peak()
         self._seen_bytes = 0
 
     def held_bytes(self) -> int:
-        held = self._resident_bytes() - self.base_bytes
-        self._seen_bytes = max(self._seen_bytes, held)
-        return held
+        """What tensors take. What waits freed is not theirs; it is given back when it is in the
+        way (`freed_memory`).
+        """
+        resident_bytes = self._resident_bytes() - self.base_bytes
+        self._seen_bytes = max(self._seen_bytes, resident_bytes)
+        return resident_bytes - freed_memory.waiting_bytes()
 
     def note_libraries(self) -> None:
         """Pages of libraries that work has touched since belong to the bare process. Takes some
@@ -49,13 +50,14 @@ class Gauge:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """What is still held afterwards belongs to the process: books of a planner, not tensors."""
-        before = self._resident_bytes()
+        before = self._resident_bytes() - freed_memory.waiting_bytes()
         try:
             yield
         finally:
             gc.collect()
-            trim_freed_memory()
-            self.base_bytes += max(0, self._resident_bytes() - before)
+            freed_memory.trim()
+            after = self._resident_bytes() - freed_memory.waiting_bytes()
+            self.base_bytes += max(0, after - before)
             self._library_bytes = self._libraries_bytes()
             self._counted = resident.reset_peak()
 
@@ -89,22 +91,3 @@ class Gauge:
 
     def _resident_bytes(self) -> int:
         return int(os.pread(self._file, 128, 0).split(None, 2)[1]) * PAGE_BYTES
-
-
-def return_freed_memory() -> None:
-    """From here on what is freed in large pieces goes back to the system at once.
-
-    By default glibc raises its threshold with every large block that it sees freed, and keeps
-    later ones of that size; a budget could never fall again. For the whole process, for good.
-    """
-    mallopt = getattr(_libc, "mallopt", None)
-    if mallopt is not None:  # glibc
-        mallopt(_M_MMAP_THRESHOLD, MMAP_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, MMAP_BYTES)
-
-
-def trim_freed_memory() -> None:
-    """Give back what small blocks left free in the heap."""
-    malloc_trim = getattr(_libc, "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)

@@ -104,8 +104,11 @@ class LowerTier:
 def default_folder() -> Path:
     """`$TENSILE_FOLDER`, or a folder of the user's cache."""
     named = os.environ.get(_VARIABLE)
-    if named:
-        return Path(named)
+    return Path(named) if named else cache_folder()
+
+
+def cache_folder() -> Path:
+    """This user's own folder for what can be made again."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "tensile"
 

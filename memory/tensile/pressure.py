@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from tensile import freed_memory
 from tensile.contents import Contents
-from tensile.gauge import Gauge, trim_freed_memory
+from tensile.gauge import Gauge
 from tensile.lower_tier import TierError
 from tensile.residency import Residency
 
 _EARLY = 0.8  # share of the budget from which on writes begin, where no plan says when
+_SPARE = 0.08  # share of the budget that freed memory does not wait in: a rise is an estimate
 _PATIENCE = 32  # moments between two attempts to find memory that nobody accounts for
 
 
@@ -64,7 +66,8 @@ class Pressure:
             self._let_go(2**62, in_use)
         while self._contents.wait_for_oldest():
             pass
-        trim_freed_memory()
+        freed_memory.let_wait(0)
+        freed_memory.trim()
 
     def begin_step(self) -> None:
         self._before_bytes = self._gauge.held_bytes()
@@ -80,7 +83,10 @@ class Pressure:
         excess = held_bytes + rise_bytes - start_bytes
         if excess > 0:
             self._let_go(excess, in_use)
-            self._wait(rise_bytes)
+            held_bytes = self._wait(rise_bytes)
+        assert self.limit_bytes is not None
+        spare = int(self.limit_bytes * _SPARE)
+        freed_memory.let_wait(self.limit_bytes - spare - held_bytes - rise_bytes)
 
     def _let_go(self, excess_bytes: int, in_use: frozenset[str]) -> None:
         left = excess_bytes - self._contents.outgoing_bytes
@@ -94,15 +100,17 @@ class Pressure:
             if self._contents.leave(content):
                 left -= content.bytes
 
-    def _wait(self, rise_bytes: int) -> None:
+    def _wait(self, rise_bytes: int) -> int:
+        """Until there is room, or nothing more can leave; answers what is held then."""
         assert self.limit_bytes is not None
-        while self._held_bytes() + rise_bytes > self.limit_bytes:
+        while (held := self._held_bytes()) + rise_bytes > self.limit_bytes:
             if self._contents.wait_for_oldest():
                 continue
             if self._rest > 0:
                 self._rest -= 1
-                return
+                return held
             self._rest = _PATIENCE
             self._residency.evict_mapped()
-            trim_freed_memory()
-            return
+            freed_memory.trim()
+            return self._held_bytes()
+        return held

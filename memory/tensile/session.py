@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from tensile import names
+from tensile import freed_memory, names
 from tensile.budget import Budget, budget_bytes
 from tensile.chunked_step import ChunkedStep, owned_by
 from tensile.chunks import Chunk
@@ -21,7 +21,7 @@ from tensile.contents import Contents
 from tensile.costs import Costs
 from tensile.execution import Execution
 from tensile.forecasting import Forecast
-from tensile.gauge import Gauge, return_freed_memory
+from tensile.gauge import Gauge
 from tensile.lasting_file import LastingFile
 from tensile.lower_tier import LowerTier
 from tensile.module_hooks import ModuleHooks
@@ -170,6 +170,7 @@ class Session:
                 yield
         finally:
             self._inside = None
+            freed_memory.let_wait(None if limit is None else 0)
             self._counters.steps += 1
             self._look_back(limit, watched=watched)
 
@@ -181,7 +182,7 @@ class Session:
         try:
             with torch.no_grad():
                 if watched:
-                    return_freed_memory()
+                    self._return_freed_memory()
                     self._execution.begin(None)
                 yield
         finally:
@@ -231,6 +232,7 @@ class Session:
         if self._planning is not None:
             self._planning.close()
         self._residency.go_home()
+        freed_memory.let_wait(None)
         self._lasting_file.close()
         self._swap_file.close()
         self._gauge.close()
@@ -266,7 +268,7 @@ class Session:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         schedule, counters = self._schedule, self._counters
-        return_freed_memory()
+        self._return_freed_memory()
         if schedule is None:
             counters.note(
                 "a step without a plan keeps the budget as well as it can; prepare(...) makes one"
@@ -308,6 +310,11 @@ class Session:
         if limit is not None and self._counters.peak_bytes > limit:
             self._exceeded = True
 
+    def _return_freed_memory(self) -> None:
+        slow = freed_memory.return_it()
+        if slow is not None:
+            self._counters.note(slow)
+
     def _note_peak(self) -> None:
         if not self._closed:
             peak = self._gauge.peak_bytes()
@@ -343,7 +350,7 @@ class Session:
         if schedule is not None:
             self._tier.require_room(schedule.lower_bytes)
             if not schedule.is_idle:
-                return_freed_memory()
+                self._return_freed_memory()
             self._place(schedule)
         if self._execution.calls is not None:
             self._execution.calls.remove()

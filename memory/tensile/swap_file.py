@@ -20,6 +20,7 @@ from queue import SimpleQueue
 
 import torch
 
+from tensile import freed_memory
 from tensile.extents import Extent, Extents, page_rounded
 from tensile.lower_tier import LowerTier, TierError
 
@@ -161,13 +162,9 @@ class SwapFile:
 
     def _read(self, transfer: Transfer, extent: Extent) -> None:
         try:
-            area = mmap.mmap(
-                -1, page_rounded(transfer.bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            )
-            self._get(memoryview(area), extent.offset)
-            transfer.storage = torch.frombuffer(
-                area, dtype=torch.uint8, count=transfer.bytes
-            ).untyped_storage()
+            storage, pages = _fresh(transfer.bytes)
+            self._get(pages, extent.offset)
+            transfer.storage = storage
         except OSError as error:
             transfer.error = error
         finally:
@@ -217,6 +214,19 @@ class Channel:
         while (work := self._queue.get()) is not None:
             work(bounce)
             del work  # it holds what was moved
+
+
+def _fresh(size_bytes: int) -> tuple[torch.UntypedStorage, memoryview]:
+    """A new storage, and the whole pages that it lies in. Raises OSError without memory."""
+    if freed_memory.is_pooled(size_bytes):
+        try:
+            content = torch.empty(size_bytes, dtype=torch.uint8)
+        except RuntimeError as error:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
+        return content.untyped_storage(), _view(content.data_ptr(), page_rounded(size_bytes))
+    area = mmap.mmap(-1, page_rounded(size_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    content = torch.frombuffer(area, dtype=torch.uint8, count=size_bytes)
+    return content.untyped_storage(), memoryview(area)
 
 
 def _view(address: int, size_bytes: int) -> memoryview:

@@ -30,7 +30,7 @@ def medium() -> Training:
     return Training(
         model=model,
         optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3),
-        batches=[torch.randn(ROWS, WIDTH) for _ in range(2)],
+        batches=[],
         loss=lambda m, x: m(x).square().mean(),
     )
 
@@ -54,6 +54,8 @@ def main(folder: str, budget: int, steps: int) -> None:
     print("built", flush=True)
     session = Session(training.model, training.optimizer, budget or None, folder=folder)
     with session:
+        # as from a loader: what there is before the session belongs to the bare process
+        training.batches = [torch.randn(ROWS, WIDTH) for _ in range(2)]
         said: dict[str, object] = {}
         if budget:
             session.prepare(training.step, training.batches[0])

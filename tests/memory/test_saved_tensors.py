@@ -109,7 +109,7 @@ def gradients(program: list[tuple[str, int, int]], forget: bool) -> tuple[Tensor
     return (*(leaf.grad for leaf in leaves), loss.detach())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(program=st.lists(operations, min_size=1, max_size=12), forget=st.booleans())
 def test_random_programs_give_the_same_gradients_or_the_same_refusal(
     session: Session, program: list[tuple[str, int, int]], forget: bool

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from helpers.small_trainings import Training, contents, differences, language, perceptron
-from tensile import BudgetError, Session, SessionError
+from tensile import BudgetError, Session, SessionError, freed_memory
 from tensile.actions import PlanError
 from tensile.budget import budget_bytes
 from tensile.contents import Content, Contents, Slot
@@ -577,6 +577,7 @@ def test_a_content_that_finds_no_memory_comes_back_after_room_was_made(tmp_path:
     assert book.leave(content)
     while book.wait_for_oldest():
         pass
+    freed_memory.let_wait(0)  # what waits freed would be memory enough
     refused = []
     with little_address_space(2**20):
         more = resource.getrlimit(resource.RLIMIT_AS)

@@ -21,7 +21,7 @@ COSTS = Costs(
     in_bytes_per_s=8e8,
     copy_latency_s=1e-4,
 )
-STEPS = 16
+STEPS = 8
 
 
 @pytest.fixture(autouse=True)

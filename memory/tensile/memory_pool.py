@@ -1,0 +1,101 @@
+"""The allocator of `pool.cpp`: compiled once, where a compiler is at hand, and installed for the
+whole process. Freed tensors wait in it for as long as a budget leaves room.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from tensile.lower_tier import cache_folder
+
+USUAL_BYTES = 256 * 2**20  # what may wait where no budget says less
+POOLED_BYTES = 64 * 2**10  # smaller tensors stay in the heap
+
+_SOURCE = Path(__file__).with_name("pool.cpp")
+_COMPILE_S = 120
+
+
+class MemoryPool:
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._set_cap = library.tensile_pool_set_cap
+        self._waiting = library.tensile_pool_waiting
+        for function in (self._set_cap, self._waiting):
+            function.restype = ctypes.c_size_t
+        self._set_cap.argtypes = (ctypes.c_size_t,)
+        library.tensile_pool_install()
+        self.set_cap(USUAL_BYTES)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that are free, but still the process's."""
+        return int(self._waiting())
+
+    def set_cap(self, size_bytes: int) -> int:
+        """From here on no more than `size_bytes` wait; answers how many do."""
+        return int(self._set_cap(max(0, size_bytes)))
+
+
+@cache
+def memory_pool() -> MemoryPool | None:
+    """The pool, installed by the first call; None where it cannot be built."""
+    try:
+        return MemoryPool(_library())
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _library() -> ctypes.CDLL:
+    """The compiled pool. Raises OSError or SubprocessError where there is none to be had."""
+    key = f"{torch.__version__} {platform.machine()} {_SOURCE.read_text()}"
+    name = f"pool-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    folder = cache_folder()
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if _is_ours(folder):
+        if not (folder / name).exists():
+            _compile(folder / name)
+        return ctypes.CDLL(str(folder / name))
+    with tempfile.TemporaryDirectory(prefix="tensile-") as private:
+        _compile(Path(private) / name)
+        return ctypes.CDLL(str(Path(private) / name))
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody else can have put a library there."""
+    if not os.access(folder, os.W_OK):
+        return False
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _compile(target: Path) -> None:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler")
+    torch_folder = Path(torch.__file__).parent
+    libraries = torch_folder / "lib"
+    partial = target.with_suffix(f".{os.getpid()}")
+    subprocess.run(
+        [
+            *(compiler, "-O2", "-std=c++20", "-shared", "-fPIC", "-DNDEBUG"),
+            f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+            *("-I", str(torch_folder / "include"), str(_SOURCE), "-o", str(partial)),
+            *(f"-L{libraries}", "-lc10", f"-Wl,-rpath,{libraries}"),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=_COMPILE_S,
+    )
+    partial.replace(target)

@@ -1,0 +1,103 @@
+"""What tensors have freed waits for the next ones, or goes back to the system: as one wants."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from mmap import PAGESIZE as PAGE_BYTES
+from pathlib import Path
+
+import pytest
+import torch
+
+from tensile import freed_memory, resident
+from tensile.memory_pool import MemoryPool, memory_pool
+
+MIB = 2**20
+
+
+@pytest.fixture
+def pool() -> Iterator[MemoryPool]:
+    if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")):
+        pytest.skip("this machine has no C++ compiler")
+    assert freed_memory.return_it() is None
+    pool = memory_pool()
+    assert pool is not None
+    pool.set_cap(0)
+    yield pool
+    freed_memory.let_wait(None)
+
+
+def held_bytes() -> int:
+    measured = resident.measure()
+    assert measured is not None
+    return measured.anonymous_bytes
+
+
+def test_a_freed_tensor_waits_for_the_next_one_of_its_size(pool: MemoryPool) -> None:
+    pool.set_cap(64 * MIB)
+    address = torch.empty(8 * MIB, dtype=torch.uint8).data_ptr()
+    assert pool.waiting_bytes == 8 * MIB
+    again = torch.empty(8 * MIB, dtype=torch.uint8)
+    assert again.data_ptr() == address
+    assert pool.waiting_bytes == 0
+
+
+def test_no_more_waits_than_may(pool: MemoryPool) -> None:
+    pool.set_cap(20 * MIB)
+    tensors = [torch.ones(8 * MIB, dtype=torch.uint8) for _ in range(5)]
+    before = held_bytes()
+    tensors.clear()
+    assert pool.waiting_bytes == 16 * MIB
+    assert abs(before - held_bytes() - 24 * MIB) < MIB
+    assert pool.set_cap(0) == 0
+    assert abs(before - held_bytes() - 40 * MIB) < MIB
+
+
+def test_tensors_of_every_size_hold_what_is_written(pool: MemoryPool) -> None:
+    pool.set_cap(4 * MIB)
+    generator = torch.Generator().manual_seed(0)
+    tensors: list[tuple[int, torch.Tensor]] = []
+    for number in range(300):
+        size = int(torch.randint(1, 400_000, (), generator=generator))
+        tensors.append((number % 251, torch.full((size,), number % 251, dtype=torch.uint8)))
+        if number % 3 == 2:
+            del tensors[int(torch.randint(len(tensors), (), generator=generator))]
+    assert all(bool((tensor == value).all()) for value, tensor in tensors)
+    large = [tensor for _, tensor in tensors if tensor.nbytes >= 65536]
+    assert all(tensor.data_ptr() % PAGE_BYTES == 0 for tensor in large)
+
+
+WITHOUT = """
+import torch, sys
+from tensile import Session
+torch.set_num_threads(1)
+model = torch.nn.Linear(300, 300)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+with Session(model, optimizer, 1, folder=sys.argv[1]) as session:
+    with session.step():
+        model(torch.ones(300, 300)).exp().sum().backward()
+        optimizer.step()
+    print(session.stats().swapped_out_bytes > 0, *session.stats().notes, sep="\\n")
+"""
+
+
+@pytest.mark.long
+def test_without_a_compiler_it_works_more_slowly_and_says_so(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "CXX": str(tmp_path / "no-compiler"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("True\n")
+    assert "install g++ or name a compiler with CXX" in done.stdout
