@@ -153,8 +153,9 @@ def _table(
         wall = _ratios(runs, eager, "wall_s")
         curve.append((peak / natural, statistics.median(cpu)))
         same = all(case["loss"] == eager[0]["loss"] for case in runs)
+        label = share if isinstance(share, str) else f"{share:.0%}"
         lines.append(
-            f"| {share if share == 'floor' else f'{share:.0%}'} | {runs[0]['budget_bytes'] / MIB:.0f} "
+            f"| {label} | {runs[0]['budget_bytes'] / MIB:.0f} "
             f"| {peak / MIB:.0f} | {peak / natural:.0%} | {_shown(cpu)} | {_shown(wall)} "
             f"| {runs[-1]['moved_bytes'] / MIB:.0f} | {runs[-1]['recomputed_bytes'] / MIB:.0f} "
             f"| {max(case['passive'] for case in runs)} | {'yes' if same else 'NO'} |"

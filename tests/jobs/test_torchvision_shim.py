@@ -76,6 +76,7 @@ def test_torchvision_and_timm_import_and_nms_equals_its_definition() -> None:
     assert facts["timm"]
 
 
+@pytest.mark.long
 def test_the_shim_is_needed_exactly_where_torchvision_fails_without_it() -> None:
     alone = run("import torchvision")
     needed = run("from dovetail_jobs import torchvision_shim as s; raise SystemExit(s.needed())")

@@ -74,6 +74,7 @@ def test_the_loss_is_the_cross_entropy_with_smoothing() -> None:
     assert result.loss.item() == pytest.approx(float(-(target * logs).sum(1).mean()), rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_few_steps_already_tell_digits_apart(tmp_path: Path) -> None:
     trained = run(
         tmp_path,
