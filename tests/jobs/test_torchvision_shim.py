@@ -9,6 +9,8 @@ from typing import Any
 
 PROGRAM = """
 import json, sys
+
+import pytest
 from dovetail_jobs import torchvision_shim
 
 before = "torch" in sys.modules
