@@ -7,10 +7,10 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 PROGRAM = """
 import json, sys
-
-import pytest
 from dovetail_jobs import torchvision_shim
 
 before = "torch" in sys.modules
