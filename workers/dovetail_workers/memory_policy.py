@@ -34,9 +34,10 @@ class MemoryPolicy:
         self._base = base
         self._session: tensile.Session | None = None
         self._forecast_bytes: int | None = None
+        self._budget_bytes: int | None = None
         if spec.memory.policy == "none":
             return
-        self._limit_bytes = _limit(spec, device_bytes)
+        self._limit_bytes = self._budget_bytes = _limit(spec, device_bytes)
         self._wanted = spec.memory.budget
         with _refused():
             self._session = tensile.Session(
@@ -56,7 +57,8 @@ class MemoryPolicy:
             self._forecast_bytes = forecast.peak_bytes
             if isinstance(self._wanted, str) and self._wanted.endswith("%"):
                 share = float(self._wanted[:-1]) / 100
-                session.set_budget(min(self._limit_bytes, int(share * forecast.peak_bytes)))
+                self._budget_bytes = min(self._limit_bytes, int(share * forecast.peak_bytes))
+                session.set_budget(self._budget_bytes)
 
     def step(self) -> AbstractContextManager[None]:
         return self._session.step() if self._session is not None else nullcontext()
@@ -72,7 +74,7 @@ class MemoryPolicy:
                 base_bytes=stats.base_bytes,
                 peak_bytes=stats.peak_bytes,
                 forecast_bytes=self._forecast_bytes,
-                budget_bytes=stats.budget_bytes,
+                budget_bytes=self._budget_bytes,
                 swapped_out_bytes=stats.swapped_out_bytes,
                 swapped_in_bytes=stats.swapped_in_bytes,
                 recomputed_bytes=stats.recomputed_bytes,
