@@ -16,6 +16,7 @@ import ray
 from dovetail_workers import process_tree
 from dovetail_workers.devices import Device, discover
 from dovetail_workers.fence import Fenced
+from dovetail_workers.gauges import AttemptGauges
 from dovetail_workers.launch import Launch
 from dovetail_workers.storage.protocol import StorageError
 from dovetail_workers.supervisor import Supervisor, remove_scratch
@@ -33,7 +34,7 @@ class AttemptWorker:
         self._over = False
         self._cause = "the attempt is over"
         self._changed = threading.Condition()
-        self._supervisor = Supervisor(self._launch, self._wake)
+        self._supervisor = Supervisor(self._launch, self._wake, AttemptGauges(self._launch).take)
         print(
             f"job {self._launch.job_id} {self._launch.job_name}, attempt {self._launch.attempt}",
             flush=True,

@@ -69,9 +69,15 @@ class Supervisor:
     object written to storage.
     """
 
-    def __init__(self, launch: Launch, on_news: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        on_news: Callable[[], None],
+        on_report: Callable[[Report], None] = lambda report: None,
+    ) -> None:
         self._launch = launch
         self._storage = open_storage(launch.storage_uri)
+        self._on_report = on_report
         self._refusal: str | None = None
         self._failure: str | None = None
         self._fenced: str | None = None
@@ -289,6 +295,7 @@ class Supervisor:
                 self._journal.append(report)
             case _:
                 self._journal.append(report)
+                self._on_report(report)
 
     def _store_folder(self, report: CheckpointFolder) -> None:
         """A script's checkpoint folder becomes parts and a manifest in storage; older ones go by
