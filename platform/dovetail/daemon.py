@@ -169,13 +169,14 @@ class Daemon:
         self._news.extend(messages)
         try:
             if self._take_office():
-                self._absorb_all()
+                met = self._absorb_all()
                 self._read_journals()
                 active = self._store.active()
                 self._elapsed.forget_all_but({job.id for job in active})
                 self._limit_time(active)
-                self._schedule(active)
-                self._act()
+                if met:
+                    self._schedule(active)
+                    self._act()
         except LeaseLost as lost:
             self._tenure.lost(lost)
             self._leave_office()
@@ -246,22 +247,36 @@ class Daemon:
 
     # News ---------------------------------------------------------------------------------------
 
-    def _absorb_all(self) -> None:
-        """In their order, each kept until it is written; while the storage cannot be read, the rest
-        waits for the next turn. News that fit nothing are dropped and stop no others.
+    def _absorb_all(self) -> bool:
+        """In their order, each kept until it is written. Where the storage cannot be read, the news
+        of that attempt wait for the next turn; a cluster that came up is met before anything else,
+        and False says that it was not. News that fit nothing are dropped and stop no others.
         """
-        while self._news:
-            message = self._news[0]
-            try:
-                self._absorb(message)
-            except StorageError as error:
-                log.warning("news wait, %s of them: %s", len(self._news), error)
-                return
-            except (DatabaseLost, LeaseLost):
-                raise
-            except DovetailError:
-                log.exception("news dropped message=%s", message)
-            self._news.popleft()
+        waiting: deque[Message] = deque()
+        unreadable: set[str] = set()
+        try:
+            while self._news:
+                message = self._news[0]
+                attempt_id = getattr(message, "attempt_id", None)
+                try:
+                    if attempt_id in unreadable:
+                        waiting.append(message)
+                    else:
+                        self._absorb(message)
+                except StorageError as error:
+                    log.warning("news wait message=%s: %s", message, error)
+                    if attempt_id is None:
+                        return False
+                    unreadable.add(attempt_id)
+                    waiting.append(message)
+                except (DatabaseLost, LeaseLost):
+                    raise
+                except DovetailError:
+                    log.exception("news dropped message=%s", message)
+                self._news.popleft()
+            return True
+        finally:
+            self._news.extendleft(reversed(waiting))
 
     def _absorb(self, message: Message) -> None:
         match message:

@@ -74,6 +74,19 @@ class TestRayCluster(ClusterContract):
         assert supervisor is not None
         supervisor.kill()
 
+    def test_a_bridge_killed_in_the_middle_of_a_launch_leaves_no_worker_idle(self) -> None:
+        self.listener.forget_all(ClusterUp)
+        launch = self.launch("halfway", "sleep 1000")
+        children = psutil.Process().children()
+        (bridge,) = (each for each in children if "dovetail.cluster.bridge" in each.cmdline())
+        os.kill(bridge.pid, signal.SIGKILL)
+        if launch.attempt_id not in self.listener.wait(ClusterUp).live:
+            self.cluster.launch(launch, self.node().id, 1.0)  # it is still due, as the daemon knows
+        (started,) = wait_for("start", lambda: [e.report for e in entries(launch)])
+        assert isinstance(started, Started)
+        self.cluster.release(launch.attempt_id, 0.5)
+        self.listener.wait(Released, lambda e: e.attempt_id == launch.attempt_id)
+
     def test_a_bridge_that_was_killed_is_followed_by_one_that_knows_the_worker(self) -> None:
         launch = self.launch("adopted", "sleep 1000")
         (started,) = wait_for("start", lambda: [e.report for e in entries(launch)])

@@ -71,6 +71,21 @@ def test_a_killed_training_process_is_a_loss_and_not_a_failure(tmp_path: Path) -
     assert ended(launch).exit_code == -9
 
 
+def test_a_program_killed_within_a_shell_is_a_loss_too(tmp_path: Path) -> None:
+    launch = script_launch(tmp_path, 'sh -c "kill -9 \\$\\$"; exit $?')
+    assert run(launch, tmp_path).outcome == "lost"
+
+
+def test_a_report_that_nobody_can_obey_stops_no_later_one(tmp_path: Path) -> None:
+    odd = f'{{"step": 1, "checkpoint": "{"x" * 300}"}}'
+    script = f"""printf '%s\\n' '{odd}' '{{"\\ud800": 1}}' '{{"step": 2}}' >> $DOVETAIL_REPORTS"""
+    launch = script_launch(tmp_path, script)
+    assert run(launch, tmp_path).outcome == "succeeded"
+    told = [entry.report.step for entry in entries(launch) if isinstance(entry.report, Progress)]
+    assert told[-1] == 2
+    assert log_text(launch).count("was not understood") == 2
+
+
 def test_a_plain_command_is_the_training_process_itself(tmp_path: Path) -> None:
     launch = script_launch(tmp_path, "sleep 1000")
     process = start(launch, tmp_path)

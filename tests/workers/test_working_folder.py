@@ -87,6 +87,15 @@ def test_files_that_go_with_the_attempt_are_told_in_a_line(
     assert log_text(launch) == f"the end{told}"
 
 
+def test_a_new_file_whose_name_is_no_text_does_no_harm(tmp_path: Path, storage: Path) -> None:
+    folder = tmp_path / "job"
+    write_tree(folder, {"a": b""})
+    script = "printf x > \"$(printf 'odd\\377')\"; echo last line"
+    launch = launch_with_code(storage, folder, script)
+    assert run(launch, tmp_path).outcome == "succeeded"
+    assert "last line\ndovetail: 1 new file" in log_text(launch)
+
+
 def test_a_script_that_fails_is_quoted_and_not_the_line_about_its_files(
     tmp_path: Path, storage: Path
 ) -> None:

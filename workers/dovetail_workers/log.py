@@ -76,7 +76,8 @@ class LogWriter:
         with self._lock:
             last = (self._tail + self._unfinished)[-1:]
         begin = "" if last in (b"", b"\n") else "\n"
-        self.write(f"{begin}{OWN_WORDS} {text}\n".encode())
+        # A file's name may be no text at all.
+        self.write(f"{begin}{OWN_WORDS} {text}\n".encode(errors="backslashreplace"))
 
     def tail(self) -> str:
         """The last lines, for the message of a failure."""

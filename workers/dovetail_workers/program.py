@@ -16,7 +16,8 @@ from dovetail_workers.launch import Launch
 from dovetail_workers.process_tree import ATTEMPT_VARIABLE
 
 _SHELL_SYNTAX = set("|&;<>()$`\"'\\\n*?[]{}~#")
-_NOT_INHERITED = ("RAY_", "PYTHONPATH")  # Ray's own tokens and addresses are not the program's
+# Ray's own tokens and addresses are not the program's, nor is the way to our database.
+_NOT_INHERITED = ("RAY_", "PYTHONPATH", "DOVETAIL_DATABASE", "DOVETAIL_TOKEN", "DOVETAIL_URL")
 
 
 def command(launch: Launch, scratch: Path) -> list[str]:

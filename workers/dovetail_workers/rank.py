@@ -16,8 +16,9 @@ from pathlib import Path
 
 from dovetail_jobs.errors import DovetailError
 from dovetail_workers import process_tree, reports
+from dovetail_workers.checkpoint import CheckpointDamaged
 from dovetail_workers.launch import Launch
-from dovetail_workers.reports import Failed, Refused, Report
+from dovetail_workers.reports import Failed, Refused, Report, Started
 from dovetail_workers.storage.open import open_storage
 from dovetail_workers.storage.protocol import StorageError
 
@@ -31,8 +32,12 @@ def main() -> int:
     launch = Launch.from_json(json.loads(Path(sys.argv[2]).read_text()))
     pipe = os.open(os.environ["DOVETAIL_REPORTS"], os.O_WRONLY)
 
+    trains = threading.Event()
+
     def report(item: Report) -> None:
         os.write(pipe, reports.to_line(item))
+        if isinstance(item, Started):
+            trains.set()
 
     try:
         # torch comes in here, after the signal handler stands: a stop during the import is answered
@@ -44,9 +49,12 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         report(Refused(message=str(error)))
         return error.exit_code
-    except StorageError as error:
-        print(f"error: storage: {error}", file=sys.stderr)
-        report(Failed(message=f"storage: {error}"))
+    except (StorageError, CheckpointDamaged) as error:
+        # Before the first step it is the checkpoint to resume from that cannot be read: another
+        # attempt can, or takes an older one.
+        what = "storage" if isinstance(error, StorageError) else "checkpoint"
+        print(f"error: {what}: {error}", file=sys.stderr)
+        report(Failed(message=f"{what}: {error}", again=not trains.is_set()))
         return DovetailError.exit_code
     return 0 if outcome == "succeeded" else STOPPED
 

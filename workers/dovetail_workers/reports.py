@@ -140,11 +140,13 @@ class Refused:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
     """The program ends for a cause that it can name and that another attempt may not meet, such as
-    a full disk. The supervisor makes it the message of `Ended`.
+    a full disk. The supervisor makes it the message of `Ended`. `again`: it had not begun to train
+    yet, so it counts as a loss and not as a failure.
     """
 
     type: ClassVar[str] = "failed"
     message: str
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

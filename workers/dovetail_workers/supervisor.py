@@ -80,6 +80,7 @@ class Supervisor:
         self._on_report = on_report
         self._refusal: str | None = None
         self._failure: str | None = None
+        self._again = False
         self._fenced: str | None = None
         self._hung = False
         self._hang_watch: HangWatch | None = None
@@ -208,8 +209,9 @@ class Supervisor:
             exit_code = self._train(scratch, environment, log, resumed)
         finally:
             inbox.close()
-            if farewell := self._folder.farewell():
-                log.say(farewell)
+            with contextlib.suppress(OSError):  # a folder that the program left unreadable
+                if farewell := self._folder.farewell():
+                    log.say(farewell)
             with contextlib.suppress(StorageError, Fenced):
                 log.close(LOG_PATIENCE_S if self._fenced is None else 0)
         return self._ended(exit_code, log.tail())
@@ -289,7 +291,7 @@ class Supervisor:
             case Started() if self._launch.spec.get("script"):
                 raise ValueError(f"{report.type} is not a program's to say")
             case Failed():
-                self._failure = report.message
+                self._failure, self._again = report.message, report.again
             case Refused():
                 self._refusal = report.message
                 self._journal.append(report)
@@ -306,7 +308,7 @@ class Supervisor:
         folder = self._folder.path / report.path
         try:
             saved = checkpoint.save_folder(self._storage, prefix, report.step, "train", folder)
-        except (DovetailError, StorageError) as error:
+        except (DovetailError, StorageError, OSError, RuntimeError) as error:
             raise ValueError(f"checkpoint not kept: {error}") from None
         self._folder.keep(folder)
         self._journal.append(
@@ -349,6 +351,7 @@ class Supervisor:
                 failure=self._failure,
                 tail=tail,
                 kind="script" if script else "training process",
+                again=self._again,
             )
         )
 

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 from dovetail_jobs.units import format_seconds
 from dovetail_workers.log import OWN_WORDS
-from dovetail_workers.reports import Ended
+from dovetail_workers.reports import Ended, Outcome
 
 _LAST_LINE_CHARACTERS = 300
+_KILLED_IN_A_SHELL = 128 + signal.SIGKILL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traces:
     """What an attempt leaves behind. `exit_code` is negative for a signal; `hung_s` is the
     `progress_timeout` that ran out; `refusal` and `failure` are the program's own sentences; `tail`
-    the last lines of its log; `kind` the program in words.
+    the last lines of its log; `kind` the program in words; `again` that its failure is a loss.
     """
 
     exit_code: int
@@ -26,6 +27,7 @@ class Traces:
     failure: str | None
     tail: str
     kind: str
+    again: bool = False
 
 
 def verdict(traces: Traces) -> Ended:
@@ -39,8 +41,10 @@ def verdict(traces: Traces) -> Ended:
         cause = f"no progress for {format_seconds(traces.hung_s)} (progress_timeout)"
         return Ended(outcome="lost", exit_code=code, message=cause)
     if sentence := traces.refusal or traces.failure:
-        return Ended(outcome="failed", exit_code=code, message=sentence)
-    if code == -signal.SIGKILL:
+        outcome: Outcome = "lost" if traces.again else "failed"
+        return Ended(outcome=outcome, exit_code=code, message=sentence)
+    # A shell says of a program that was killed what it would say of one that exits with 137.
+    if code == -signal.SIGKILL or (code == _KILLED_IN_A_SHELL and traces.kind == "script"):
         cause = "its process was killed by SIGKILL, perhaps for want of host memory"
         return Ended(outcome="lost", exit_code=code, message=cause)
     what = f"exited with code {code}"

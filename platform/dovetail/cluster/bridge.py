@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from dovetail.cluster import ray_head, ray_process, wire
 from dovetail.cluster.head_probe import watch_head
-from dovetail.cluster.node_watch import NodeGone, NodeWatch
+from dovetail.cluster.node_watch import NodeGone, NodeWatch, value_of
 from dovetail.cluster.protocol import (
     ClusterEvent,
     ClusterLost,
@@ -38,6 +38,7 @@ from dovetail_workers.launch import Launch
 
 NODES_EVERY_S = 1.0
 WATCH_S = 20.0
+CAUSE_TIMEOUT_S = 5.0
 LAUNCH_TIMEOUT_S = 60.0
 JOIN_TIMEOUT_S = 60.0
 HICCUP_S = 0.5  # before a worker that was unreachable is asked again
@@ -61,6 +62,7 @@ class Bridge:
         self._telling = threading.Lock()
         self._owned = settings.address is None
         self._nodes = NodeWatch(settings, self._tell, self._spawn)
+        self._found: dict[str, str] = {}  # attempt id → its actor's name, when we joined
         self._workers: dict[str, Any] = {}
         self._places: dict[str, str] = {}  # attempt id → node id
         self._pids: dict[str, int] = {}
@@ -106,8 +108,10 @@ class Bridge:
         if dashboard is None:
             url = ray._private.worker.get_dashboard_url()
             dashboard = f"http://{url}" if url else None
-        live = [attempt for name in self._named() if (attempt := attempt_of(name)) is not None]
-        return ClusterUp(address=address, dashboard_url=dashboard, live=tuple(live))
+        for name in self._named():
+            if (attempt := attempt_of(name)) is not None:
+                self._found[attempt] = name
+        return ClusterUp(address=address, dashboard_url=dashboard, live=tuple(self._found))
 
     async def serve(self) -> None:
         """Carry out commands until standard input ends. Ends the process when Ray's head is
@@ -118,9 +122,8 @@ class Bridge:
         self._look()
         await self._nodes.introduced()
         self._tell(up)
-        for name in self._named():
-            if (attempt := attempt_of(name)) is not None:
-                self._spawn(self._adopt(attempt, name))
+        for attempt, name in self._found.items():  # exactly those that were said to live
+            self._spawn(self._adopt(attempt, name))
         self._spawn(self._keep_looking())
         reader = asyncio.StreamReader(limit=1 << 24)
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -225,17 +228,22 @@ class Bridge:
         await self._watch(launch.attempt_id)
 
     async def _adopt(self, attempt_id: str, name: str) -> None:
-        """Watch a worker that an earlier bridge started."""
+        """Watch a worker that an earlier bridge made. That one may have died before it set the
+        worker going, or before the worker stood, so it is asked for its pid and told to run: one
+        that runs already only queues this, and answers when it is over.
+        """
         import ray
 
         try:
             worker = ray.get_actor(name, namespace=self._settings.namespace)
             self._workers[attempt_id] = worker
-            self._places[attempt_id] = _node_of(worker)
-            pid = self._nodes.unless_gone(self._places[attempt_id], worker.pid.remote())
+            pid = asyncio.wait_for(value_of(worker.pid.remote()), LAUNCH_TIMEOUT_S)
             self._pids[attempt_id] = await pid
-        except (ray.exceptions.RayError, NodeGone, ValueError) as error:
-            self._workers.pop(attempt_id, None)
+            self._places[attempt_id] = _node_of(worker)
+            worker.run.remote()
+        except (ray.exceptions.RayError, TimeoutError, KeyError, ValueError) as error:
+            if (worker := self._workers.pop(attempt_id, None)) is not None:
+                ray.kill(worker)
             self._tell(WorkerGone(attempt_id=attempt_id, cause=self._why(attempt_id, error)))
             return
         await self._watch(attempt_id)
@@ -259,7 +267,10 @@ class Bridge:
                 self._look()  # a node that took the worker with it is dropped now
                 self._tell(WorkerGone(attempt_id=attempt_id, cause=self._why(attempt_id, error)))
                 return
-        self._tell(WorkerGone(attempt_id=attempt_id, cause="the attempt is over"))
+        cause = "the attempt is over"
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+            cause = await asyncio.wait_for(value_of(worker.cause.remote()), CAUSE_TIMEOUT_S)
+        self._tell(WorkerGone(attempt_id=attempt_id, cause=cause))
 
     def _why(self, attempt_id: str, error: BaseException) -> str:
         node_id = self._places.get(attempt_id, "")

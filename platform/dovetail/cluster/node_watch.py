@@ -95,7 +95,7 @@ class NodeWatch:
         node = self._nodes.get(node_id)
         if node is None:
             raise NodeGone(self._names.get(node_id, node_id))
-        asked = asyncio.ensure_future(_value(answer))
+        asked = asyncio.ensure_future(value_of(answer))
         gone = asyncio.ensure_future(node.gone.wait())
         try:
             await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -219,5 +219,5 @@ class NodeWatch:
         return device.bytes // max(1, len(sharing))
 
 
-async def _value(answer: Awaitable[Value]) -> Value:
+async def value_of(answer: Awaitable[Value]) -> Value:
     return await answer

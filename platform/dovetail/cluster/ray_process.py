@@ -42,10 +42,14 @@ def environment(token_file: Path) -> dict[str, str]:
     }
 
 
+# Settings of another Ray, and secrets of ours that no worker needs.
+_NOT_RAYS = ("RAY_", "DOVETAIL_DATABASE", "DOVETAIL_TOKEN", "DOVETAIL_URL")
+
+
 def process_environment(token_file: Path, session: str) -> dict[str, str]:
     """The whole environment of a process that we start for this Ray."""
     return {
-        **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        **{k: v for k, v in os.environ.items() if not k.startswith(_NOT_RAYS)},
         **environment(token_file),
         SESSION_VARIABLE: session,
         "RAY_worker_niceness": "0",  # Ray would run workers at nice 15

@@ -12,6 +12,7 @@ from dovetail.service.changes import Changes
 from dovetail.store.records import JobRecord
 from dovetail.store.store import Store
 from dovetail_jobs import lifecycle
+from dovetail_jobs.errors import NotFound
 from dovetail_workers import reports
 from dovetail_workers.journal import read_segments
 from dovetail_workers.launch import parse_attempt_id
@@ -32,7 +33,7 @@ class Journals:
         for attempt_id in sorted(attempt_ids):
             try:
                 self.read(store, *parse_attempt_id(attempt_id))
-            except (StorageError, lifecycle.InvalidTransition) as error:
+            except (StorageError, NotFound, lifecycle.InvalidTransition) as error:
                 log.warning("journal attempt=%s unreadable: %s", attempt_id, error)
 
     def read(self, store: Store, job_id: str, number: int) -> JobRecord:

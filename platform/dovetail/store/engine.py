@@ -24,6 +24,13 @@ POSTGRESQL_LIMITS_MS = {
     "statement_timeout": 60_000,
     "idle_in_transaction_session_timeout": 15_000,
 }
+# A network that swallowed the connection is noticed in about 10 s, not after the kernel's 15 min.
+SILENCE = {
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
 
 
 def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
@@ -43,7 +50,7 @@ def open_engine(url: str, *, foreign_keys: bool = True) -> Engine:
         parsed,
         json_serializer=dumps,
         pool_pre_ping=True,
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "options": limits},
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "options": limits, **SILENCE},
     )
 
 

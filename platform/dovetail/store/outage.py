@@ -11,6 +11,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from dovetail_jobs.errors import DatabaseLost
 
+# PostgreSQL's codes for a server that is read-only now (a failover), timed us out, or shuts down
+_AWAY = {"25006", "25P03", "57P01", "57P02", "57P03"}
+
 
 @contextmanager
 def named(url: URL) -> Iterator[None]:
@@ -29,6 +32,8 @@ def named(url: URL) -> Iterator[None]:
 def is_outage(error: SQLAlchemyError) -> bool:
     """Whether the same statement may succeed later; a wrong statement or value never does."""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    if getattr(getattr(error, "orig", None), "sqlstate", None) in _AWAY:
         return True
     return isinstance(error, OperationalError | InterfaceError | PoolTimeout)
 
