@@ -7,6 +7,7 @@ saved first, and waiting for it only when the budget itself is near.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 from tensile import freed_memory
@@ -68,6 +69,23 @@ class Pressure:
             pass
         freed_memory.let_wait(0)
         freed_memory.trim()
+
+    def clear(self, size_bytes: int) -> None:
+        """Between steps: room for `size_bytes`. Whatever read or wrote what lasts meanwhile is not
+        known here, so where there is none everything leaves.
+        """
+        if self.limit_bytes is None or self._held_bytes() + size_bytes <= self.limit_bytes:
+            return
+        self._residency.evict_everything()
+        if self._held_bytes() + size_bytes > self.limit_bytes:
+            self.empty(frozenset())
+
+    def bring_back(self, names: Iterable[str]) -> None:
+        """Ask for what has left of `names`, as far as there is room."""
+        for name in names:
+            if self.room_bytes(self._residency.bytes_of(name)) < 0:
+                return
+            self._residency.ask(name)
 
     def begin_step(self) -> None:
         self._before_bytes = self._gauge.held_bytes()

@@ -166,6 +166,19 @@ class Residency:
         """Everything that was placed leaves, whoever brought it in."""
         self._file.evict_all()
 
+    def evict_everything(self) -> None:
+        """All that can leave does, also what came back or was made without a word."""
+        for name in tuple(self._all()):
+            self.evict(name)
+
+    def here(self) -> tuple[str, ...]:
+        """What is known to be on the device."""
+        return tuple(self._recent)
+
+    def bytes_of(self, name: str) -> int:
+        tensors = self._tensors(name)
+        return tensors[0].untyped_storage().nbytes() if tensors else 0
+
     @property
     def incoming_bytes(self) -> int:
         return sum(t.bytes for t in self._incoming.values() if not t.ended)

@@ -190,6 +190,29 @@ class Session:
             self._inside = None
             self._look_back(limit, watched=watched)
 
+    @contextmanager
+    def staging(self) -> Iterator[Callable[[int], None]]:
+        """Around ordinary code between steps that goes through parameters and states one by one,
+        such as a checkpoint that is written or loaded, inside the same budget.
+
+        It gives `make_room(bytes)`, to be called before so many bytes are read or written.
+        """
+        limit = self._begin("staging")
+        watched = self._watches(limit)
+        try:
+            if not watched:
+                yield _no_limit
+                return
+            self._return_freed_memory()
+            here = self._residency.here()
+            try:
+                yield self._pressure.clear
+            finally:
+                self._pressure.bring_back(here)
+        finally:
+            self._inside = None
+            self._look_back(limit, watched=watched)
+
     def stats(self) -> Stats:
         """Totals so far."""
         self._note_peak()
@@ -373,6 +396,10 @@ class Session:
     def _require_open(self, what: str) -> None:
         if self._closed:
             raise SessionError(f"{what} after close(): make a new session")
+
+
+def _no_limit(size_bytes: int) -> None:
+    """There is room for everything."""
 
 
 def _check_device(device: torch.device, tensors: dict[str, torch.Tensor]) -> None:

@@ -64,6 +64,12 @@ class MemoryPolicy:
     def evaluate(self) -> AbstractContextManager[None]:
         return self._session.evaluate() if self._session is not None else nullcontext()
 
+    def staging(self) -> AbstractContextManager[Callable[[int], None]]:
+        """Around a checkpoint that is written or loaded: gives what makes room for so many bytes
+        before they are touched.
+        """
+        return self._session.staging() if self._session is not None else nullcontext(_no_limit)
+
     def used(self) -> MemoryUsed:
         """What was needed so far."""
         if self._session is not None:
@@ -92,6 +98,10 @@ class MemoryPolicy:
     def close(self) -> None:
         if self._session is not None:
             self._session.close()
+
+
+def _no_limit(size_bytes: int) -> None:
+    """There is room for everything."""
 
 
 def _limit(spec: JobSpec, device_bytes: int) -> int:
