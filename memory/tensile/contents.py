@@ -44,6 +44,10 @@ class Content:
         self.weak: WeakStorage | None = None  # finds the storage while somebody still has it
         self.again: Callable[[], torch.UntypedStorage] | None = None  # computes it once more
 
+    def is_away(self) -> bool:
+        """Neither on the device nor on its way there."""
+        return self.storage is None and self.incoming is None
+
     def is_alone(self) -> bool:
         """Nobody but autograd holds it: no tensor, and no Python name of the storage."""
         storage = self.storage

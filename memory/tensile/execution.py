@@ -6,11 +6,13 @@ the reactive policy does: the oldest leaves when the budget is near, the newest 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from tensile import freed_memory
 from tensile.actions import Action, Recompute, Swap
 from tensile.contents import Content, Contents, Slot
 from tensile.pressure import Pressure
@@ -21,6 +23,7 @@ from tensile.schedule import Schedule
 from tensile.sequence import Moment
 from tensile.stats import Counters
 
+_USUAL_STATES = 2  # of an optimizer that no trace knows, each as large as its parameter
 _AHEAD = 4  # contents on their way back at once, where no plan says when to ask
 
 
@@ -53,6 +56,8 @@ class Execution:
         self._waiting: list[Action] = []
         self._in_use: list[frozenset[str]] = []
         self._running = False
+        self._relieving = False
+        self._thread = 0  # that runs the step
         self._rise_bytes = 0  # until the next moment, at most
         self.surplus_bytes = 0  # held over what the plan knows of, at most, in this step
 
@@ -60,6 +65,8 @@ class Execution:
 
     def begin(self, schedule: Schedule | None) -> None:
         self._running = True
+        self._thread = threading.get_ident()
+        freed_memory.on_full(self._relieve)
         self.schedule = schedule
         self.surplus_bytes = 0
         self.saved.begin_step()
@@ -83,6 +90,8 @@ class Execution:
 
     def stop(self) -> None:
         """Also after an exception: what is saved stays valid for as long as its graph lives."""
+        if self._running:
+            freed_memory.on_full(None)
         self._running = False
         self._waiting.clear()
         self._in_use.clear()
@@ -100,28 +109,43 @@ class Execution:
 
     # moments
 
-    def moment(self, moment: Moment, number: int = 0, name: str = "", size_bytes: int = 0) -> None:
-        """Do what is due now, then make room for what comes until the next moment."""
+    def moment(
+        self,
+        moment: Moment,
+        number: int = 0,
+        name: str = "",
+        size_bytes: int = 0,
+        *,
+        needed: Iterable[str] = (),
+        unmade_bytes: int = 0,
+    ) -> None:
+        """Do what is due now, then make room for what comes until the next moment: for `needed`,
+        which nobody may have asked back, and for `unmade_bytes`, which will be there from here on.
+        """
         self._contents.settle()
         index = self._index(moment, number, name, size_bytes)
         if index is None:
-            self._pressure.relieve_unplanned(size_bytes, self._used())
+            unplanned_bytes = unmade_bytes + self._residency.away_bytes(needed)
+            self._pressure.relieve_unplanned(size_bytes, self._used(), unplanned_bytes)
             self._rise_bytes = self._pressure.rise_bytes
             return
         assert self.schedule is not None
         due = [*self._waiting, *self.schedule.leaving.get(index, ())]
         self._waiting = [action for action in due if not self._left(action)]
-        for action in self.schedule.asked.get(index, ()):
-            self._ask(action)
+        asked = self.schedule.asked.get(index, ())
+        self._waiting = [action for action in self._waiting if action not in asked]
         self._rise_bytes = self.schedule.rise_bytes[index]
-        held = self._pressure.relieve(self._rise_bytes, self._used())
+        coming_bytes = unmade_bytes + self._coming_bytes(asked, needed)
+        held = self._pressure.relieve(self._rise_bytes + coming_bytes, self._used())
+        for action in asked:  # only now, so that nothing comes before there is room
+            self._ask(action)
         expected = self.schedule.live_bytes[self.schedule.trace.events[index].position]
         self.surplus_bytes = max(self.surplus_bytes, held - expected)
 
     def enter(self, name: str, parameters: Iterable[str]) -> None:
         used = frozenset(PARAMETER + parameter for parameter in parameters)
         self._in_use.append(used)
-        self.moment(Moment.ENTER, name=name)
+        self.moment(Moment.ENTER, name=name, needed=used)
         for parameter in used:
             self._residency.need(parameter)
 
@@ -138,7 +162,12 @@ class Execution:
         names = [self._residency.name_of(parameter) for parameter in parameters]
         needed = [part for name in names for part in self._residency.of_parameter(name)]
         self._in_use.append(frozenset(needed))
-        self.moment(Moment.CHUNK, number)
+        unmade_bytes = sum(
+            self._state_bytes(name, parameter)
+            for name, parameter in zip(names, parameters, strict=True)
+            if not self._residency.has_states(name)
+        )
+        self.moment(Moment.CHUNK, number, needed=needed, unmade_bytes=unmade_bytes)
         for part in needed:
             self._residency.need(part)
         self._reserve(sum(parameter.nbytes for parameter in parameters))
@@ -151,6 +180,12 @@ class Execution:
         if self._in_use:
             self._in_use.pop()
         self.moment(Moment.CHUNK_END, number)
+
+    def _state_bytes(self, name: str, parameter: Tensor) -> int:
+        """What the optimizer will keep of a parameter that it has not seen yet."""
+        if self.schedule is not None:
+            return self.schedule.state_bytes.get(name, 0)
+        return _USUAL_STATES * parameter.nbytes
 
     # what a plan wants
 
@@ -188,9 +223,19 @@ class Execution:
             return True
         return self._contents.forget(slot.content, Again(call, source, self._present))
 
+    def _coming_bytes(self, asked: Iterable[Swap], needed: Iterable[str]) -> int:
+        """Of what is needed or will be asked back now, what is not on the device yet."""
+        lasting = dict.fromkeys(needed)
+        coming_bytes = 0
+        for action in asked:
+            slot = self._slot(action)
+            if slot is not None:
+                coming_bytes += slot.content.bytes if slot.content.is_away() else 0
+            else:
+                lasting[action.storage] = None
+        return coming_bytes + self._residency.away_bytes(lasting)
+
     def _ask(self, action: Swap) -> None:
-        if action in self._waiting:
-            self._waiting.remove(action)
         slot = self._slot(action)
         if slot is not None:
             self._contents.ask(slot.content)
@@ -213,7 +258,7 @@ class Execution:
             return
         self.moment(Moment.UNPACK, slot.number)
         content = slot.content
-        if content.storage is None and content.incoming is None:
+        if content.is_away():
             # it is fetched or computed now, which no natural rise knows of
             rise = self._rise_bytes + content.bytes
             self._pressure.relieve(rise, self._used())
@@ -236,6 +281,20 @@ class Execution:
 
     def _used(self) -> frozenset[str]:
         return frozenset().union(*self._in_use)
+
+    def _relieve(self, size_bytes: int) -> bool:
+        """An operator finds no memory: let leave what can, so that it tries once more in place."""
+        if self._relieving or threading.get_ident() != self._thread:
+            return False
+        self._relieving = True
+        try:
+            self._pressure.empty_amid()
+        finally:
+            self._relieving = False
+        self._counters.note(
+            "an allocation failed; everything that could leave did, and it was tried once more"
+        )
+        return True
 
     def _reserve(self, size_bytes: int) -> None:
         """Fail before the chunk has written anything, not in the middle of it; and only after

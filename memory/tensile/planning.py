@@ -10,22 +10,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Self
 
+from tensile.actions import PlanError
+from tensile.allowance import allowance_bytes
 from tensile.costs import Costs
 from tensile.floor import floor_bytes
 from tensile.forecasting import Forecast, forecast
 from tensile.names import Models, Optimizers
-from tensile.planner import plan
+from tensile.planner import below_the_floor, plan
 from tensile.schedule import Schedule
 from tensile.sequence import Trace
 from tensile.simulator import simulate
+from tensile.tape import Tape
 from tensile.tracing import trace
 
 _DRIFT = 0.3  # of the step's time, as in TENSILE (arXiv 2105.13336, §4.4)
 _PASSIVE = 0.01  # of the contents that came back
 _LATER = 1.5  # contents that came too late are asked back as if the channel were that much slower
 _WINDOW = 5  # steps that must agree before anything is planned again
-_OWN_BYTES = 5 * 2**20  # the executor's own buffers, and what an allocator rounds up …
-_OWN_SHARE = 0.04  # … but no more of a small budget; what is really taken is learnt
 
 
 class Planning:
@@ -63,14 +64,20 @@ class Planning:
 
     def schedule(self, budget_bytes: int) -> Schedule:
         """The quick plan for a budget. Raises PlanError below the floor."""
+        if budget_bytes < self.forecast.floor_bytes:
+            beside_bytes = self.forecast.floor_bytes - self._floor_bytes
+            tape = Tape(self.trace, self._costs)
+            raise PlanError(below_the_floor(tape, budget_bytes, beside_bytes))
         self._drop_better()
         self._budget_bytes = budget_bytes
         return self._planned(budget_bytes)
 
-    def observe(self, step_s: float, passive_share: float, surplus_bytes: int) -> None:
+    def observe(
+        self, step_s: float, passive_share: float, surplus_bytes: int, shortfall_bytes: int
+    ) -> None:
         """A followed step took so long, waits taken off; so many of the contents that came back had
-        not been asked for in time; and the process held so much more than the plan knows of. What
-        was wrong is planned again in the background.
+        not been asked for in time; the process held so much more than the plan knows of; and so
+        much found no room. What was wrong is planned again in the background.
         """
         if self._better is not None or self._budget_bytes is None:
             return
@@ -79,7 +86,9 @@ class Planning:
         crowded = late and surplus_bytes > self._own_bytes
         ratio = median(self._recent_s) / max(self._predicted_s, 1e-9)
         drifted = len(self._recent_s) == _WINDOW and abs(ratio - 1) > _DRIFT
-        if crowded:
+        if shortfall_bytes > 0 and self._has_room(shortfall_bytes):
+            self._own_bytes = self._spared_bytes(self._budget_bytes) + shortfall_bytes
+        elif crowded:
             self._own_bytes = surplus_bytes
         elif drifted:
             self._costs = replace(
@@ -112,12 +121,20 @@ class Planning:
 
     def _planned(self, budget_bytes: int) -> Schedule:
         wanted = budget_bytes
-        if budget_bytes > self._floor_bytes:
-            spared = max(self._own_bytes, min(_OWN_BYTES, int(budget_bytes * _OWN_SHARE)))
-            wanted = max(budget_bytes - spared, self._floor_bytes)
+        if budget_bytes < self.forecast.peak_bytes:
+            wanted = max(budget_bytes - self._spared_bytes(budget_bytes), self._floor_bytes)
         made = plan(self.trace, wanted, self._costs)
         self._predicted_s = made.step_s - made.stall_s
         return Schedule(self.trace, made, simulate(self.trace, made, self._costs))
+
+    def _spared_bytes(self, budget_bytes: int) -> int:
+        return max(self._own_bytes, allowance_bytes(budget_bytes))
+
+    def _has_room(self, more_bytes: int) -> bool:
+        """Whether a plan could leave so much more free."""
+        assert self._budget_bytes is not None
+        left = self._budget_bytes - self._spared_bytes(self._budget_bytes)
+        return left - more_bytes >= self._floor_bytes
 
     def _drop_better(self) -> None:
         if self._better is not None:

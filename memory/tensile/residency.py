@@ -8,7 +8,7 @@ stay tied, and anybody may read it at any time.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +145,15 @@ class Residency:
                 self._counters.fetches += 1
         self._recent.pop(name, None)
         self._recent[name] = None
+
+    def away_bytes(self, names: Iterable[str]) -> int:
+        """Bytes of those that are below and that nobody has asked back."""
+        away = (self._placed(name) for name in names if name in self._away)
+        return sum(storage.nbytes() for storage in away if storage is not None)
+
+    def has_states(self, name: str) -> bool:
+        """Whether an optimizer has stepped that parameter before."""
+        return next(self._states(name), None) is not None
 
     def made(self, name: str) -> None:
         """It was written just now, so it is on the device, whatever was known of its name."""

@@ -31,6 +31,11 @@ class Schedule:
         self.rise_bytes = _rises(trace)
         self.live_bytes = [*timeline.live_bytes, 0]  # while operator `p` runs
         self.lower_bytes = sum(action.bytes for action in plan.actions if isinstance(action, Swap))
+        self.state_bytes: dict[str, int] = defaultdict(int)  # by parameter
+        for storage in trace.storages:
+            if storage.kind is Kind.STATE:
+                owner, _, _ = storage.name.removeprefix("optimizer_state:").rpartition(":")
+                self.state_bytes[owner] += storage.bytes
         self._events = [(event.moment, event.number, event.name) for event in trace.events]
         self._slot_bytes = [trace.storages[slot.storage].bytes for slot in trace.slots]
         self._next = 0

@@ -310,6 +310,7 @@ class Session:
                     time.perf_counter() - begin_s - (counters.stall_s - stall_s),
                     (counters.passive_fetches - passive) / max(counters.fetches - back, 1),
                     self._execution.surplus_bytes,
+                    self._pressure.shortfall_bytes,
                 )
         finally:
             self._execution.stop()
