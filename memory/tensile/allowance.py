@@ -1,5 +1,5 @@
-"""What a process takes beside its tensors while it trains under a budget: the buffers of the threads
-that copy, fragments of the heap, stacks. A plan leaves it free; what is really taken is learnt.
+"""What a process takes beside its tensors while it trains under a budget: buffers of the threads,
+fragments of the heap, stacks. A plan leaves it free; what is really taken is learnt.
 """
 
 from __future__ import annotations

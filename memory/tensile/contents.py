@@ -83,6 +83,10 @@ class Contents:
         self._movable: dict[Content, None] = {}  # on the device, the longest there first
         self._away: dict[Content, None] = {}
 
+    def get_ready(self) -> None:
+        """Have what leaving needs before memory is short."""
+        self._file.get_ready()
+
     def add(self, content: Content) -> None:
         if content.movable:
             self._movable[content] = None

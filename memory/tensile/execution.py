@@ -53,6 +53,7 @@ class Execution:
         self._residency = residency
         self._pressure = pressure
         self._counters = counters
+        self._others: tuple[Schedule, ...] = ()
         self._waiting: list[Action] = []
         self._in_use: list[frozenset[str]] = []
         self._running = False
@@ -63,9 +64,13 @@ class Execution:
 
     # the step
 
-    def begin(self, schedule: Schedule | None) -> None:
+    def begin(self, *schedules: Schedule) -> None:
+        """The first one is followed until a moment is another's."""
+        schedule = schedules[0] if schedules else None
+        self._others = schedules[1:]
         self._running = True
         self._thread = threading.get_ident()
+        self._contents.get_ready()
         freed_memory.on_full(self._relieve)
         self.schedule = schedule
         self.surplus_bytes = 0
@@ -98,6 +103,11 @@ class Execution:
         if self.calls is not None:
             self.calls.active = False
         self.saved.reap()
+
+    @property
+    def shortfall_bytes(self) -> int:
+        """What found no room in this step, at most."""
+        return self._pressure.shortfall_bytes
 
     @property
     def is_running(self) -> bool:
@@ -196,12 +206,29 @@ class Execution:
         expected = self.schedule.expected()
         index = self.schedule.see(moment, number, name, size_bytes)
         if index is None:
+            index = self._changed_over(self.schedule, moment, number, name, size_bytes)
+        if index is None:
             self._counters.deviations += 1
             self._counters.note(
                 f"a step met {moment} {name or number} where its plan expects {expected}; the rest "
                 "of such a step keeps the budget without a plan"
             )
         return index
+
+    def _changed_over(
+        self, left: Schedule, moment: Moment, number: int, name: str, size_bytes: int
+    ) -> int | None:
+        """Follow another plan that had the same moments so far, and has this one too."""
+        for other in self._others:
+            other.take_over(left)
+            index = other.see(moment, number, name, size_bytes)
+            if index is not None:
+                self.schedule = other
+                self._waiting = other.away_at(index)
+                away = {action.storage for action in self._waiting}
+                self._pressure.bring_back(n for n in self._residency.away() if n not in away)
+                return index
+        return None
 
     def _left(self, action: Action) -> bool:
         """Whether it has left, or never will."""

@@ -151,6 +151,10 @@ class Residency:
         away = (self._placed(name) for name in names if name in self._away)
         return sum(storage.nbytes() for storage in away if storage is not None)
 
+    def away(self) -> tuple[str, ...]:
+        """Names of all that is below."""
+        return tuple(self._away)
+
     def has_states(self, name: str) -> bool:
         """Whether an optimizer has stepped that parameter before."""
         return next(self._states(name), None) is not None
