@@ -14,9 +14,11 @@ import tensile
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.spec import JobSpec
 from dovetail_workers.reports import MemoryUsed
+from dovetail_workers.storage.protocol import StorageError
 from tensile import resident
 
 Batch = TypeVar("Batch")
+Given = TypeVar("Given")
 
 
 class MemoryPolicy:
@@ -59,16 +61,18 @@ class MemoryPolicy:
                 session.set_budget(min(self._limit_bytes, int(share * forecast.peak_bytes)))
 
     def step(self) -> AbstractContextManager[None]:
-        return self._session.step() if self._session is not None else nullcontext()
+        return _sustained(self._session.step()) if self._session is not None else nullcontext()
 
     def evaluate(self) -> AbstractContextManager[None]:
-        return self._session.evaluate() if self._session is not None else nullcontext()
+        return _sustained(self._session.evaluate()) if self._session is not None else nullcontext()
 
     def staging(self) -> AbstractContextManager[Callable[[int], None]]:
         """Around a checkpoint that is written or loaded: gives what makes room for so many bytes
         before they are touched.
         """
-        return self._session.staging() if self._session is not None else nullcontext(_no_limit)
+        if self._session is None:
+            return nullcontext(_no_limit)
+        return _sustained(self._session.staging())
 
     def used(self) -> MemoryUsed:
         """What was needed so far."""
@@ -112,6 +116,16 @@ def _limit(spec: JobSpec, device_bytes: int) -> int:
 
 
 @contextmanager
+def _sustained(passage: AbstractContextManager[Given]) -> Iterator[Given]:
+    """A lower tier that gives out in the middle is a storage that refuses."""
+    try:
+        with passage as given:
+            yield given
+    except tensile.TierError as error:
+        raise StorageError(f"memory.policy: tensile  {error.strerror}") from error
+
+
+@contextmanager
 def _refused() -> Iterator[None]:
     """What tensile refuses is for the user to mend."""
     try:
@@ -119,4 +133,4 @@ def _refused() -> Iterator[None]:
     except (tensile.PlanError, tensile.BudgetError) as error:
         raise UserError(f"memory.budget: {error}") from None
     except tensile.TierError as error:
-        raise UserError(f"memory.policy: tensile  {error}") from None
+        raise UserError(f"memory.policy: tensile  {error.strerror}") from None
