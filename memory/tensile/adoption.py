@@ -111,17 +111,18 @@ class Adoption:
 
     def take_better(self) -> None:
         """Between two steps: what was planned in the background since."""
-        taken = False
         for signature, planning in self._plannings.items():
             better = planning.better()
             if better is not None and signature in self._schedules:
-                self._tier.require_room(better.lower_bytes)
-                self._schedules[signature] = better
-                self._place(better)
+                self.follow(better)
                 self._counters.replans += 1
-                taken = True
-        if taken:
-            self._record_calls()
+
+    def follow(self, schedule: Schedule) -> None:
+        """This one from the next step on, for its kind of step. Raises TierError without room."""
+        self._tier.require_room(schedule.lower_bytes)
+        self._schedules[schedule.trace.signature] = schedule
+        self._place(schedule)
+        self._record_calls()
 
     def close(self) -> None:
         """Waits for what is being planned, which ends early."""
