@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES = 16 * 2**20  # at most …
+_PIECES = 8  # … and about a piece of the model, …
+_FEWEST_BYTES = 2**20  # … but below this a call takes longer than its work
 # LBFGS looks at all parameters together; SparseAdam and Muon refuse some kinds of them. A subclass
 # may override `step` with anything, so only the classes themselves are known.
 PER_PARAMETER = frozenset(
@@ -43,9 +45,12 @@ class Chunk:
 def chunks(optimizers: Sequence[Optimizer]) -> tuple[Chunk, ...]:
     """All chunks, in the order in which the optimizers and their groups are given.
 
-    Neighbours in a group share a chunk while their bytes stay within `CHUNK_BYTES`.
+    Neighbours in a group share a chunk while their bytes stay within `CHUNK_BYTES`, or an eighth of
+    all parameters where that is less: what a chunk needs at once, states and all, is the floor of a
+    small model.
     """
     found = []
+    most_bytes = _most_bytes(optimizers)
     for number, optimizer in enumerate(optimizers):
         if not is_chunkable(optimizer):
             count = sum(len(group["params"]) for group in optimizer.param_groups)
@@ -55,7 +60,7 @@ def chunks(optimizers: Sequence[Optimizer]) -> tuple[Chunk, ...]:
             sizes = [parameter.numel() * parameter.element_size() for parameter in group["params"]]
             found += [
                 Chunk(optimizer=number, group=group_number, start=start, stop=stop)
-                for start, stop in _runs(sizes)
+                for start, stop in _runs(sizes, most_bytes)
             ]
     return tuple(found)
 
@@ -88,12 +93,22 @@ def narrowed(optimizer: Optimizer, chunk: Chunk) -> Iterator[None]:
         optimizer.param_groups = groups
 
 
-def _runs(sizes_bytes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges that hold at most `CHUNK_BYTES`, or a single larger item."""
+def _most_bytes(optimizers: Sequence[Optimizer]) -> int:
+    total_bytes: int = sum(
+        parameter.numel() * parameter.element_size()
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
+    return min(CHUNK_BYTES, max(_FEWEST_BYTES, total_bytes // _PIECES))
+
+
+def _runs(sizes_bytes: Sequence[int], most_bytes: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges that hold at most `most_bytes`, or a single larger item."""
     start = 0
     total_bytes = 0
     for index, size_bytes in enumerate(sizes_bytes):
-        if index > start and total_bytes + size_bytes > CHUNK_BYTES:
+        if index > start and total_bytes + size_bytes > most_bytes:
             yield start, index
             start, total_bytes = index, 0
         total_bytes += size_bytes

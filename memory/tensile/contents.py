@@ -44,6 +44,10 @@ class Content:
         self.weak: WeakStorage | None = None  # finds the storage while somebody still has it
         self.again: Callable[[], torch.UntypedStorage] | None = None  # computes it once more
 
+    def is_away(self) -> bool:
+        """Neither on the device nor on its way there."""
+        return self.storage is None and self.incoming is None
+
     def is_alone(self) -> bool:
         """Nobody but autograd holds it: no tensor, and no Python name of the storage."""
         storage = self.storage
@@ -78,6 +82,10 @@ class Contents:
         self._retired: list[Content] = []
         self._movable: dict[Content, None] = {}  # on the device, the longest there first
         self._away: dict[Content, None] = {}
+
+    def get_ready(self) -> None:
+        """Have what leaving needs before memory is short."""
+        self._file.get_ready()
 
     def add(self, content: Content) -> None:
         if content.movable:

@@ -6,11 +6,13 @@ the reactive policy does: the oldest leaves when the budget is near, the newest 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from tensile import freed_memory
 from tensile.actions import Action, Recompute, Swap
 from tensile.contents import Content, Contents, Slot
 from tensile.pressure import Pressure
@@ -21,6 +23,7 @@ from tensile.schedule import Schedule
 from tensile.sequence import Moment
 from tensile.stats import Counters
 
+_USUAL_STATES = 2  # of an optimizer that no trace knows, each as large as its parameter
 _AHEAD = 4  # contents on their way back at once, where no plan says when to ask
 
 
@@ -50,16 +53,25 @@ class Execution:
         self._residency = residency
         self._pressure = pressure
         self._counters = counters
+        self._others: tuple[Schedule, ...] = ()
         self._waiting: list[Action] = []
         self._in_use: list[frozenset[str]] = []
         self._running = False
+        self._relieving = False
+        self._thread = 0  # that runs the step
         self._rise_bytes = 0  # until the next moment, at most
         self.surplus_bytes = 0  # held over what the plan knows of, at most, in this step
 
     # the step
 
-    def begin(self, schedule: Schedule | None) -> None:
+    def begin(self, *schedules: Schedule) -> None:
+        """The first one is followed until a moment is another's."""
+        schedule = schedules[0] if schedules else None
+        self._others = schedules[1:]
         self._running = True
+        self._thread = threading.get_ident()
+        self._contents.get_ready()
+        freed_memory.on_full(self._relieve)
         self.schedule = schedule
         self.surplus_bytes = 0
         self.saved.begin_step()
@@ -83,12 +95,19 @@ class Execution:
 
     def stop(self) -> None:
         """Also after an exception: what is saved stays valid for as long as its graph lives."""
+        if self._running:
+            freed_memory.on_full(None)
         self._running = False
         self._waiting.clear()
         self._in_use.clear()
         if self.calls is not None:
             self.calls.active = False
         self.saved.reap()
+
+    @property
+    def shortfall_bytes(self) -> int:
+        """What found no room in this step, at most."""
+        return self._pressure.shortfall_bytes
 
     @property
     def is_running(self) -> bool:
@@ -100,28 +119,43 @@ class Execution:
 
     # moments
 
-    def moment(self, moment: Moment, number: int = 0, name: str = "", size_bytes: int = 0) -> None:
-        """Do what is due now, then make room for what comes until the next moment."""
+    def moment(
+        self,
+        moment: Moment,
+        number: int = 0,
+        name: str = "",
+        size_bytes: int = 0,
+        *,
+        needed: Iterable[str] = (),
+        unmade_bytes: int = 0,
+    ) -> None:
+        """Do what is due now, then make room for what comes until the next moment: for `needed`,
+        which nobody may have asked back, and for `unmade_bytes`, which will be there from here on.
+        """
         self._contents.settle()
         index = self._index(moment, number, name, size_bytes)
         if index is None:
-            self._pressure.relieve_unplanned(size_bytes, self._used())
+            unplanned_bytes = unmade_bytes + self._residency.away_bytes(needed)
+            self._pressure.relieve_unplanned(size_bytes, self._used(), unplanned_bytes)
             self._rise_bytes = self._pressure.rise_bytes
             return
         assert self.schedule is not None
         due = [*self._waiting, *self.schedule.leaving.get(index, ())]
         self._waiting = [action for action in due if not self._left(action)]
-        for action in self.schedule.asked.get(index, ()):
-            self._ask(action)
+        asked = self.schedule.asked.get(index, ())
+        self._waiting = [action for action in self._waiting if action not in asked]
         self._rise_bytes = self.schedule.rise_bytes[index]
-        held = self._pressure.relieve(self._rise_bytes, self._used())
+        coming_bytes = unmade_bytes + self._coming_bytes(asked, needed)
+        held = self._pressure.relieve(self._rise_bytes + coming_bytes, self._used())
+        for action in asked:  # only now, so that nothing comes before there is room
+            self._ask(action)
         expected = self.schedule.live_bytes[self.schedule.trace.events[index].position]
         self.surplus_bytes = max(self.surplus_bytes, held - expected)
 
     def enter(self, name: str, parameters: Iterable[str]) -> None:
         used = frozenset(PARAMETER + parameter for parameter in parameters)
         self._in_use.append(used)
-        self.moment(Moment.ENTER, name=name)
+        self.moment(Moment.ENTER, name=name, needed=used)
         for parameter in used:
             self._residency.need(parameter)
 
@@ -138,7 +172,12 @@ class Execution:
         names = [self._residency.name_of(parameter) for parameter in parameters]
         needed = [part for name in names for part in self._residency.of_parameter(name)]
         self._in_use.append(frozenset(needed))
-        self.moment(Moment.CHUNK, number)
+        unmade_bytes = sum(
+            self._state_bytes(name, parameter)
+            for name, parameter in zip(names, parameters, strict=True)
+            if not self._residency.has_states(name)
+        )
+        self.moment(Moment.CHUNK, number, needed=needed, unmade_bytes=unmade_bytes)
         for part in needed:
             self._residency.need(part)
         self._reserve(sum(parameter.nbytes for parameter in parameters))
@@ -152,6 +191,12 @@ class Execution:
             self._in_use.pop()
         self.moment(Moment.CHUNK_END, number)
 
+    def _state_bytes(self, name: str, parameter: Tensor) -> int:
+        """What the optimizer will keep of a parameter that it has not seen yet."""
+        if self.schedule is not None:
+            return self.schedule.state_bytes.get(name, 0)
+        return _USUAL_STATES * parameter.nbytes
+
     # what a plan wants
 
     def _index(self, moment: Moment, number: int, name: str, size_bytes: int) -> int | None:
@@ -161,12 +206,29 @@ class Execution:
         expected = self.schedule.expected()
         index = self.schedule.see(moment, number, name, size_bytes)
         if index is None:
+            index = self._changed_over(self.schedule, moment, number, name, size_bytes)
+        if index is None:
             self._counters.deviations += 1
             self._counters.note(
                 f"a step met {moment} {name or number} where its plan expects {expected}; the rest "
                 "of such a step keeps the budget without a plan"
             )
         return index
+
+    def _changed_over(
+        self, left: Schedule, moment: Moment, number: int, name: str, size_bytes: int
+    ) -> int | None:
+        """Follow another plan that had the same moments so far, and has this one too."""
+        for other in self._others:
+            other.take_over(left)
+            index = other.see(moment, number, name, size_bytes)
+            if index is not None:
+                self.schedule = other
+                self._waiting = other.away_at(index)
+                away = {action.storage for action in self._waiting}
+                self._pressure.bring_back(n for n in self._residency.away() if n not in away)
+                return index
+        return None
 
     def _left(self, action: Action) -> bool:
         """Whether it has left, or never will."""
@@ -188,9 +250,19 @@ class Execution:
             return True
         return self._contents.forget(slot.content, Again(call, source, self._present))
 
+    def _coming_bytes(self, asked: Iterable[Swap], needed: Iterable[str]) -> int:
+        """Of what is needed or will be asked back now, what is not on the device yet."""
+        lasting = dict.fromkeys(needed)
+        coming_bytes = 0
+        for action in asked:
+            slot = self._slot(action)
+            if slot is not None:
+                coming_bytes += slot.content.bytes if slot.content.is_away() else 0
+            else:
+                lasting[action.storage] = None
+        return coming_bytes + self._residency.away_bytes(lasting)
+
     def _ask(self, action: Swap) -> None:
-        if action in self._waiting:
-            self._waiting.remove(action)
         slot = self._slot(action)
         if slot is not None:
             self._contents.ask(slot.content)
@@ -213,7 +285,7 @@ class Execution:
             return
         self.moment(Moment.UNPACK, slot.number)
         content = slot.content
-        if content.storage is None and content.incoming is None:
+        if content.is_away():
             # it is fetched or computed now, which no natural rise knows of
             rise = self._rise_bytes + content.bytes
             self._pressure.relieve(rise, self._used())
@@ -236,6 +308,20 @@ class Execution:
 
     def _used(self) -> frozenset[str]:
         return frozenset().union(*self._in_use)
+
+    def _relieve(self, size_bytes: int) -> bool:
+        """An operator finds no memory: let leave what can, so that it tries once more in place."""
+        if self._relieving or threading.get_ident() != self._thread:
+            return False
+        self._relieving = True
+        try:
+            self._pressure.empty_amid()
+        finally:
+            self._relieving = False
+        self._counters.note(
+            "an allocation failed; everything that could leave did, and it was tried once more"
+        )
+        return True
 
     def _reserve(self, size_bytes: int) -> None:
         """Fail before the chunk has written anything, not in the middle of it; and only after

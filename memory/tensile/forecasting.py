@@ -13,6 +13,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from tensile.allowance import with_allowance
 from tensile.floor import floor_bytes
 from tensile.sequence import Kind, Moment, Trace
 
@@ -25,6 +26,9 @@ CUDA_BLOCK_BYTES = 512  # the caching allocator's rounding
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
     """Bytes that tensors, their allocator and their operators take; not the bare process.
+
+    `floor_bytes` is the least budget that a session accepts: the floor of the trace and, on a CPU,
+    what the process takes beside its tensors (`allowance.py`).
 
     `by_class` is what lives at the peak, by kind, and sums to `peak_bytes`; workspaces count as
     temporaries. The true peak lies within `margin_bytes` of `peak_bytes`, as a rule.
@@ -71,6 +75,8 @@ def forecast(trace: Trace, device: str = "cpu") -> Forecast:
     # a floor counts a storage from its birth, though part of it may be touched later
     temporary[at] += max(0, least_bytes - int(total[at]))
     peak_bytes = int(live[:, at].sum())
+    if device.startswith("cpu"):
+        least_bytes = min(with_allowance(least_bytes), peak_bytes)
     return Forecast(
         device=device,
         peak_bytes=peak_bytes,
@@ -100,23 +106,37 @@ def allocated_bytes(size_bytes: int, device: str) -> int:
 
 def _undivided(trace: Trace, device: str) -> npt.NDArray[np.int64]:
     """What an undivided optimizer step adds, at each operator: those that work on all parameters at
-    once (`foreach`) have every chunk's temporaries at the same time. Shape (N,).
+    once (`foreach`) have every chunk's temporaries at the same time, and a loop over them still has
+    the last parameter's when it begins with the next. Shape (N,).
     """
     more = np.zeros(len(trace.operators), dtype=np.int64)
     starts = {e.number: e.position for e in trace.events if e.moment is Moment.CHUNK}
     stops = {e.number: e.position for e in trace.events if e.moment is Moment.CHUNK_END}
-    spans = [(starts[number], stops[number]) for number in starts if number in stops]
+    numbers = [number for number in starts if number in stops]
+    spans = [(starts[number], stops[number]) for number in numbers]
     foreach = [
         (start, stop)
         for start, stop in spans
         if any("_foreach_" in operator.name for operator in trace.operators[start:stop])
     ]
+    for before, (start, stop), number in zip(spans, spans[1:], numbers[1:], strict=False):
+        if len(trace.chunks[number]) == 1 and (start, stop) not in foreach:
+            more[start:stop] += _left_at(trace, *before, device)
     if len(foreach) < 2:
         return more
     peaks = [_peak_inside(trace, start, stop, device) for start, stop in foreach]
     for (start, stop), peak in zip(foreach, peaks, strict=True):
         more[start:stop] += sum(peaks) - peak
     return more
+
+
+def _left_at(trace: Trace, start: int, stop: int, device: str) -> int:
+    """What was born within these operators and lives until their end."""
+    return sum(
+        allocated_bytes(storage.bytes, device)
+        for storage in trace.storages
+        if start <= storage.birth and storage.death == stop
+    )
 
 
 def _peak_inside(trace: Trace, start: int, stop: int, device: str) -> int:

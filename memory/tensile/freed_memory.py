@@ -9,11 +9,12 @@ block the system's again at once, which costs time. Both are for the whole proce
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 from tensile.memory_pool import POOLED_BYTES, USUAL_BYTES, MemoryPool, memory_pool
 
 THRESHOLD_BYTES = 512 * 2**10
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 _libc = ctypes.CDLL(None)
 _pool: MemoryPool | None = None
@@ -29,6 +30,7 @@ def return_it() -> str | None:
         if mallopt is not None:  # glibc; scratch memory of kernels does not go through the pool
             mallopt(_M_MMAP_THRESHOLD, THRESHOLD_BYTES)
             mallopt(_M_TRIM_THRESHOLD, THRESHOLD_BYTES)
+            mallopt(_M_ARENA_MAX, 1)  # else each thread of autograd keeps free blocks of its own
         _pool = memory_pool()
     if _pool is None:
         return (
@@ -52,6 +54,14 @@ def let_wait(size_bytes: int | None) -> None:
     """From here on no more than so much waits; None for the usual."""
     if _pool is not None:
         _pool.set_cap(USUAL_BYTES if size_bytes is None else size_bytes)
+
+
+def on_full(relieve: Callable[[int], bool] | None) -> None:
+    """From here on `relieve(bytes)` may make room before an allocation fails, in the middle of an
+    operator; without the pool, nobody can.
+    """
+    if _pool is not None:
+        _pool.on_full(relieve)
 
 
 def trim() -> None:

@@ -12,6 +12,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,8 @@ POOLED_BYTES = 64 * 2**10  # smaller tensors stay in the heap
 _SOURCE = Path(__file__).with_name("pool.cpp")
 _COMPILE_S = 120
 
+_Relief = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)
+
 
 class MemoryPool:
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -34,6 +37,10 @@ class MemoryPool:
         for function in (self._set_cap, self._waiting):
             function.restype = ctypes.c_size_t
         self._set_cap.argtypes = (ctypes.c_size_t,)
+        self._on_full = library.tensile_pool_on_full
+        self._on_full.argtypes = (_Relief,)
+        self._on_full.restype = None
+        self._asked = _Relief()  # held for as long as the library may call it
         library.tensile_pool_install()
         self.set_cap(USUAL_BYTES)
 
@@ -45,6 +52,23 @@ class MemoryPool:
     def set_cap(self, size_bytes: int) -> int:
         """From here on no more than `size_bytes` wait; answers how many do."""
         return int(self._set_cap(max(0, size_bytes)))
+
+    def on_full(self, relieve: Callable[[int], bool] | None) -> None:
+        """From here on `relieve(bytes)` is called in whatever thread allocates, possibly in the
+        middle of an operator, before that fails; it tries once more if the answer is True.
+        """
+        if relieve is None:
+            self._on_full(_Relief())
+            return
+
+        def asked(size_bytes: int) -> int:
+            try:
+                return int(relieve(size_bytes))
+            except Exception:  # nothing may pass through the operator; its own error says enough
+                return 0
+
+        self._on_full(callback := _Relief(asked))
+        self._asked = callback
 
 
 @cache

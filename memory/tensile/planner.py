@@ -42,7 +42,7 @@ def quick_plan(tape: Tape, budget_bytes: int) -> Plan:
     attempts = _Attempts(tape, budget_bytes)
     for number, recipe in enumerate(_recipes(attempts)):
         if not attempts.make(recipe):
-            raise PlanError(_below_the_floor(tape, budget_bytes))
+            raise PlanError(below_the_floor(tape, budget_bytes))
         if attempts.is_free() or number + 1 >= attempts.affordable():
             break
     return attempts.ratings[attempts.best(1)[0]].plan()
@@ -126,7 +126,8 @@ def cheaper_computed(draft: Draft) -> list[int]:
     return [index for gain, index in gains if gain < 0]
 
 
-def _below_the_floor(tape: Tape, budget_bytes: int) -> str:
+def below_the_floor(tape: Tape, budget_bytes: int, beside_bytes: int = 0) -> str:
+    """Why that budget has no plan, where a process takes `beside_bytes` beside its tensors."""
     required = required_bytes(tape.trace)
     worst = int(required.argmax())
     operator = tape.trace.operators[worst]
@@ -139,9 +140,11 @@ def _below_the_floor(tape: Tape, budget_bytes: int) -> str:
     way_out = "a smaller batch" if of_model <= sum(sizes.values()) / 2 else "smaller layers"
     if operator.phase is Phase.UPDATE:
         way_out = "smaller layers or an optimizer with fewer states"
+    floor = int(required.max()) + beside_bytes
+    beside = f"{beside_bytes} of the process itself, " if beside_bytes else ""
     return (
-        f"budget: {budget_bytes} bytes are below the floor of {int(required.max())} bytes, which "
+        f"budget: {budget_bytes} bytes are below the floor of {floor} bytes, which "
         f"operator {worst} ({operator.name}, {operator.phase.value}) needs: {', '.join(needed)}, "
-        f"{operator.workspace_bytes} of workspace, and the rest is what cannot leave then. "
+        f"{operator.workspace_bytes} of workspace, {beside}and the rest is what cannot leave then. "
         f"Give at least the floor, or lower it with {way_out}."
     )

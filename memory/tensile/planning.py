@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from threading import Event
 from typing import Any, Self
 
+from tensile.actions import Plan, PlanError
+from tensile.allowance import allowance_bytes
 from tensile.costs import Costs
 from tensile.floor import floor_bytes
 from tensile.forecasting import Forecast, forecast
 from tensile.names import Models, Optimizers
-from tensile.planner import plan
+from tensile.planner import below_the_floor, plan
 from tensile.schedule import Schedule
+from tensile.search import improve
 from tensile.sequence import Trace
 from tensile.simulator import simulate
+from tensile.tape import Tape
 from tensile.tracing import trace
 
 _DRIFT = 0.3  # of the step's time, as in TENSILE (arXiv 2105.13336, §4.4)
 _PASSIVE = 0.01  # of the contents that came back
 _LATER = 1.5  # contents that came too late are asked back as if the channel were that much slower
 _WINDOW = 5  # steps that must agree before anything is planned again
-_OWN_BYTES = 5 * 2**20  # the executor's own buffers, and what an allocator rounds up …
-_OWN_SHARE = 0.04  # … but no more of a small budget; what is really taken is learnt
 
 
 class Planning:
@@ -38,8 +41,10 @@ class Planning:
         self._own_bytes = 0  # what the process was seen to take beside what the trace knows
         self._floor_bytes = floor_bytes(traced)
         self._budget_bytes: int | None = None
-        self._pool: ThreadPoolExecutor | None = None
-        self._better: Future[Schedule] | None = None
+        self._made: Plan | None = None
+        self._better: Future[Schedule | None] | None = None
+        self._stop = Event()
+        self._improved = False
         self._predicted_s = 0.0
         self._recent_s: deque[float] = deque(maxlen=_WINDOW)
 
@@ -63,14 +68,29 @@ class Planning:
 
     def schedule(self, budget_bytes: int) -> Schedule:
         """The quick plan for a budget. Raises PlanError below the floor."""
-        self._drop_better()
+        if budget_bytes < self.forecast.floor_bytes:
+            beside_bytes = self.forecast.floor_bytes - self._floor_bytes
+            tape = Tape(self.trace, self._costs)
+            raise PlanError(below_the_floor(tape, budget_bytes, beside_bytes))
+        self.close()
         self._budget_bytes = budget_bytes
-        return self._planned(budget_bytes)
+        schedule = self._planned(budget_bytes)
+        self._take(schedule)
+        self._improved = False
+        return schedule
 
-    def observe(self, step_s: float, passive_share: float, surplus_bytes: int) -> None:
+    def observe(
+        self,
+        step_s: float,
+        passive_share: float,
+        surplus_bytes: int,
+        shortfall_bytes: int,
+        background: Executor,
+    ) -> None:
         """A followed step took so long, waits taken off; so many of the contents that came back had
-        not been asked for in time; and the process held so much more than the plan knows of. What
-        was wrong is planned again in the background.
+        not been asked for in time; the process held so much more than the plan knows of; and so
+        much found no room. What was wrong is planned again in the background; what was right is
+        improved there, once.
         """
         if self._better is not None or self._budget_bytes is None:
             return
@@ -79,7 +99,9 @@ class Planning:
         crowded = late and surplus_bytes > self._own_bytes
         ratio = median(self._recent_s) / max(self._predicted_s, 1e-9)
         drifted = len(self._recent_s) == _WINDOW and abs(ratio - 1) > _DRIFT
-        if crowded:
+        if shortfall_bytes > 0 and self._has_room(shortfall_bytes):
+            self._own_bytes = self._spared_bytes(self._budget_bytes) + shortfall_bytes
+        elif crowded:
             self._own_bytes = surplus_bytes
         elif drifted:
             self._costs = replace(
@@ -91,35 +113,55 @@ class Planning:
         elif late and len(self._recent_s) == _WINDOW:
             slower = self._costs.in_bytes_per_s / _LATER
             self._costs = replace(self._costs, in_bytes_per_s=slower)
+        elif not self._improved and self._made is not None and self._made.stall_s > 0:
+            self._improved = True
+            self._better = background.submit(self._better_than, self._made, self._stop)
+            return
         else:
             return
         self._recent_s.clear()
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="tensile planner")
-        self._better = self._pool.submit(self._planned, self._budget_bytes)
+        self._better = background.submit(self._planned, self._budget_bytes)
 
     def better(self) -> Schedule | None:
-        """A plan that was made in the background since, once."""
+        """A plan that was made in the background since, once; it is the one from here on."""
         if self._better is None or not self._better.done():
             return None
         future, self._better = self._better, None
-        return future.result()
+        better = future.result()
+        if better is not None:
+            self._take(better)
+        return better
 
     def close(self) -> None:
-        self._drop_better()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _planned(self, budget_bytes: int) -> Schedule:
-        wanted = budget_bytes
-        if budget_bytes > self._floor_bytes:
-            spared = max(self._own_bytes, min(_OWN_BYTES, int(budget_bytes * _OWN_SHARE)))
-            wanted = max(budget_bytes - spared, self._floor_bytes)
-        made = plan(self.trace, wanted, self._costs)
-        self._predicted_s = made.step_s - made.stall_s
-        return Schedule(self.trace, made, simulate(self.trace, made, self._costs))
-
-    def _drop_better(self) -> None:
+        """What is being planned ends early, and nobody hears of it."""
+        self._stop.set()
+        self._stop = Event()
         if self._better is not None:
             self._better.cancel()
             self._better = None
+
+    def _planned(self, budget_bytes: int) -> Schedule:
+        wanted = budget_bytes
+        if budget_bytes < self.forecast.peak_bytes:
+            wanted = max(budget_bytes - self._spared_bytes(budget_bytes), self._floor_bytes)
+        return self._scheduled(plan(self.trace, wanted, self._costs))
+
+    def _better_than(self, made: Plan, stop: Event) -> Schedule | None:
+        found = improve(self.trace, made, self._costs, stopped=stop.is_set)
+        return None if found == made or stop.is_set() else self._scheduled(found)
+
+    def _scheduled(self, made: Plan) -> Schedule:
+        return Schedule(self.trace, made, simulate(self.trace, made, self._costs))
+
+    def _take(self, schedule: Schedule) -> None:
+        self._made = schedule.plan
+        self._predicted_s = schedule.plan.step_s - schedule.plan.stall_s
+
+    def _spared_bytes(self, budget_bytes: int) -> int:
+        return max(self._own_bytes, allowance_bytes(budget_bytes))
+
+    def _has_room(self, more_bytes: int) -> bool:
+        """Whether a plan could leave so much more free."""
+        assert self._budget_bytes is not None
+        left = self._budget_bytes - self._spared_bytes(self._budget_bytes)
+        return left - more_bytes >= self._floor_bytes

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -63,16 +64,19 @@ void* mapped(size_t size) {
   return address == MAP_FAILED ? nullptr : address;
 }
 
-void* pages(size_t bytes) {
-  size_t size = (bytes + kPage - 1) / kPage * kPage;
+// Asked for room when the system has none; answers whether it is worth to try once more.
+using Relief = int (*)(size_t bytes);
+std::atomic<Relief> relief{nullptr};
+
+void* block(size_t size) {
   Books& b = books();
   std::lock_guard<std::mutex> guard(b.mutex);
   void* address = nullptr;
   auto same = b.by_size.find(size);
   if (same != b.by_size.end() && !same->second.empty()) {
-    auto block = same->second.back();
-    address = block->address;
-    b.forget(block);
+    auto found = same->second.back();
+    address = found->address;
+    b.forget(found);
   } else {
     address = mapped(size);
     if (address == nullptr) {
@@ -82,6 +86,14 @@ void* pages(size_t bytes) {
   }
   if (address != nullptr) b.lent[address] = size;
   return address;
+}
+
+void* pages(size_t bytes) {
+  size_t size = (bytes + kPage - 1) / kPage * kPage;
+  void* address = block(size);
+  if (address != nullptr) return address;
+  Relief ask = relief.load();  // called without the lock, since it frees
+  return ask != nullptr && ask(size) != 0 ? block(size) : nullptr;
 }
 
 void* taken(size_t bytes) {
@@ -137,6 +149,9 @@ void tensile_pool_install() {
                  [] { books().mutex.unlock(); });
   c10::SetCPUAllocator(pool, /*priority=*/100);
 }
+
+// From here on `ask` is called before an allocation fails; nobody is if it is null.
+void tensile_pool_on_full(Relief ask) { relief.store(ask); }
 
 // From here on no more than `bytes` wait. Answers how many do.
 size_t tensile_pool_set_cap(size_t bytes) {

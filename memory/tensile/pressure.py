@@ -7,6 +7,7 @@ saved first, and waiting for it only when the budget itself is near.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 from tensile import freed_memory
@@ -22,12 +23,14 @@ _PATIENCE = 32  # moments between two attempts to find memory that nobody accoun
 
 class Pressure:
     """`limit_bytes` is the budget; None for none. `rise_bytes` is what a moment's work took so far,
-    at most, where no trace tells it.
+    at most, where no trace tells it. `shortfall_bytes` is what found no room in this step, at most,
+    though everything had left that could.
     """
 
     def __init__(self, gauge: Gauge, contents: Contents, residency: Residency) -> None:
         self.limit_bytes: int | None = None
         self.rise_bytes = 0
+        self.shortfall_bytes = 0
         self._gauge = gauge
         self._contents = contents
         self._residency = residency
@@ -42,16 +45,20 @@ class Pressure:
         self._keep(held, rise_bytes, self.limit_bytes, in_use)
         return held
 
-    def relieve_unplanned(self, size_bytes: int, in_use: frozenset[str]) -> None:
+    def relieve_unplanned(
+        self, size_bytes: int, in_use: frozenset[str], beside_bytes: int = 0
+    ) -> None:
         """Make room for as much as memory ever rose between two moments so far, or for another
-        `size_bytes`. Writing begins before there is need to wait.
+        `size_bytes`, and for `beside_bytes`, which are known to come now. Writing begins before
+        there is need to wait.
         """
         if self.limit_bytes is None:
             return
         held = self._held_bytes()
         rise = max(self.rise_bytes, held - self._before_bytes, size_bytes)
         self.rise_bytes = min(rise, self.limit_bytes // 2)
-        self._keep(held, self.rise_bytes, int(self.limit_bytes * _EARLY), in_use)
+        coming_bytes = max(self.rise_bytes, beside_bytes)
+        self._keep(held, coming_bytes, int(self.limit_bytes * _EARLY), in_use)
         self._before_bytes = self._held_bytes()
 
     def room_bytes(self, rise_bytes: int) -> int:
@@ -69,7 +76,36 @@ class Pressure:
         freed_memory.let_wait(0)
         freed_memory.trim()
 
+    def empty_amid(self) -> None:
+        """The same in the middle of an operator, which may be reading what it was given: only what
+        nobody holds leaves, and pages that come again when they are touched.
+        """
+        for content in self._contents.candidates():
+            self._contents.leave(content)
+        while self._contents.wait_for_oldest():
+            pass
+        self._residency.evict_mapped()
+        freed_memory.let_wait(0)
+
+    def clear(self, size_bytes: int) -> None:
+        """Between steps: room for `size_bytes`. Whatever read or wrote what lasts meanwhile is not
+        known here, so where there is none everything leaves.
+        """
+        if self.limit_bytes is None or self._held_bytes() + size_bytes <= self.limit_bytes:
+            return
+        self._residency.evict_everything()
+        if self._held_bytes() + size_bytes > self.limit_bytes:
+            self.empty(frozenset())
+
+    def bring_back(self, names: Iterable[str]) -> None:
+        """Ask for what has left of `names`, as far as there is room."""
+        for name in names:
+            if self.room_bytes(self._residency.bytes_of(name)) < 0:
+                return
+            self._residency.ask(name)
+
     def begin_step(self) -> None:
+        self.shortfall_bytes = 0
         self._before_bytes = self._gauge.held_bytes()
         self._rest = 0
 
@@ -108,9 +144,14 @@ class Pressure:
                 continue
             if self._rest > 0:
                 self._rest -= 1
-                return held
-            self._rest = _PATIENCE
-            self._residency.evict_mapped()
-            freed_memory.trim()
-            return self._held_bytes()
+            else:
+                self._rest = _PATIENCE
+                self._residency.evict_mapped()
+                freed_memory.trim()
+                held = self._held_bytes()
+            self._note_shortfall(held + rise_bytes - self.limit_bytes)
+            return held
         return held
+
+    def _note_shortfall(self, size_bytes: int) -> None:
+        self.shortfall_bytes = max(self.shortfall_bytes, size_bytes)

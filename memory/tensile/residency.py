@@ -8,7 +8,7 @@ stay tied, and anybody may read it at any time.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +146,19 @@ class Residency:
         self._recent.pop(name, None)
         self._recent[name] = None
 
+    def away_bytes(self, names: Iterable[str]) -> int:
+        """Bytes of those that are below and that nobody has asked back."""
+        away = (self._placed(name) for name in names if name in self._away)
+        return sum(storage.nbytes() for storage in away if storage is not None)
+
+    def away(self) -> tuple[str, ...]:
+        """Names of all that is below."""
+        return tuple(self._away)
+
+    def has_states(self, name: str) -> bool:
+        """Whether an optimizer has stepped that parameter before."""
+        return next(self._states(name), None) is not None
+
     def made(self, name: str) -> None:
         """It was written just now, so it is on the device, whatever was known of its name."""
         self._away.discard(name)
@@ -165,6 +178,19 @@ class Residency:
     def evict_mapped(self) -> None:
         """Everything that was placed leaves, whoever brought it in."""
         self._file.evict_all()
+
+    def evict_everything(self) -> None:
+        """All that can leave does, also what came back or was made without a word."""
+        for name in tuple(self._all()):
+            self.evict(name)
+
+    def here(self) -> tuple[str, ...]:
+        """What is known to be on the device."""
+        return tuple(self._recent)
+
+    def bytes_of(self, name: str) -> int:
+        tensors = self._tensors(name)
+        return tensors[0].untyped_storage().nbytes() if tensors else 0
 
     @property
     def incoming_bytes(self) -> int:

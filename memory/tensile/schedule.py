@@ -31,8 +31,16 @@ class Schedule:
         self.rise_bytes = _rises(trace)
         self.live_bytes = [*timeline.live_bytes, 0]  # while operator `p` runs
         self.lower_bytes = sum(action.bytes for action in plan.actions if isinstance(action, Swap))
-        self._events = [(event.moment, event.number, event.name) for event in trace.events]
-        self._slot_bytes = [trace.storages[slot.storage].bytes for slot in trace.slots]
+        self.state_bytes: dict[str, int] = defaultdict(int)  # by parameter
+        for storage in trace.storages:
+            if storage.kind is Kind.STATE:
+                owner, _, _ = storage.name.removeprefix("optimizer_state:").rpartition(":")
+                self.state_bytes[owner] += storage.bytes
+        sizes = [trace.storages[slot.storage].bytes for slot in trace.slots]
+        self._keys = [
+            (e.moment, e.number, e.name, sizes[e.number] if e.moment is Moment.PACK else 0)
+            for e in trace.events
+        ]
         self._next = 0
         self.followed = False
 
@@ -61,20 +69,34 @@ class Schedule:
         if not self.followed:
             return None
         index = self._next
-        expected = self._events[index] if index < len(self._events) else None
-        if expected != (moment, number, name) or (
-            moment is Moment.PACK and self._slot_bytes[number] != size_bytes
-        ):
+        key = (moment, number, name, size_bytes if moment is Moment.PACK else 0)
+        if index >= len(self._keys) or self._keys[index] != key:
             self.followed = False
             return None
         self._next = index + 1
         return index
 
+    def take_over(self, left: Schedule) -> None:
+        """Go on where `left` ended, if all that was seen until then is in this plan too."""
+        self._next = left._next
+        self.followed = self._keys[: self._next] == left._keys[: self._next]
+
+    def away_at(self, index: int) -> list[Action]:
+        """What is away at event `index`, or leaves across it."""
+        away: list[Action] = []
+        for action in self.plan.actions:
+            out, back = action.out_event, len(self._keys)
+            if isinstance(action, Swap):
+                back = action.in_event
+            if out < index < back or (back <= out and not back <= index <= out):
+                away.append(action)
+        return away
+
     def expected(self) -> str:
         """The event that should have come, in words."""
-        if self._next >= len(self._events):
+        if self._next >= len(self._keys):
             return "the end"
-        moment, number, name = self._events[self._next]
+        moment, number, name, _ = self._keys[self._next]
         return f"{moment} {name or number}"
 
 

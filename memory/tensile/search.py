@@ -8,7 +8,7 @@ only what is better is kept. No clock and no chance decide, unless `seconds` is 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tensile.actions import Plan, Recompute
 from tensile.costs import Costs
@@ -32,12 +32,19 @@ _HELPERS = 3
 
 
 def improve(
-    trace: Trace, plan: Plan, costs: Costs, *, rounds: int = 200, seconds: float | None = None
+    trace: Trace,
+    plan: Plan,
+    costs: Costs,
+    *,
+    rounds: int = 200,
+    seconds: float | None = None,
+    stopped: Callable[[], bool] | None = None,
 ) -> Plan:
     """A plan of the same budget that is no worse, by stall and then by bytes moved.
 
     `rounds` counts simulated attempts. For equal rounds the answer is equal; `seconds`, if given,
-    may end the search before. Raises ValueError for a plan of another trace.
+    may end the search before, and so does `stopped` once it is true. Raises
+    ValueError for a plan of another trace.
     """
     tape = Tape(trace, costs)
     before = judged(tape, plan.actions, plan.budget_bytes)
@@ -45,18 +52,22 @@ def improve(
     if rating is None:
         return before
     end_s = None if seconds is None else time.monotonic() + seconds
-    best = climbed(rating, rounds, end_s)
+    best = climbed(rating, rounds, lambda: _is_over(end_s, stopped))
     moved = sum(a.bytes for a in before.actions if not isinstance(a, Recompute))
     if best.worth < (before.peak_bytes > before.budget_bytes, round(before.stall_s, 9), moved):
         return best.plan()
     return before
 
 
-def climbed(rating: Rating, rounds: int, end_s: float | None = None) -> Rating:
+def _is_over(end_s: float | None, stopped: Callable[[], bool] | None) -> bool:
+    return (end_s is not None and time.monotonic() >= end_s) or (stopped is not None and stopped())
+
+
+def climbed(rating: Rating, rounds: int, is_over: Callable[[], bool]) -> Rating:
     """The best of `rounds` attempts, each a small change to the best one before it."""
     attempts = _attempts(rating)
     for _ in range(rounds):
-        if rating.stall_s <= 0 or (end_s is not None and time.monotonic() >= end_s):
+        if rating.stall_s <= 0 or is_over():
             break
         draft = next(attempts, None)
         if draft is None:

@@ -14,6 +14,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from tensile import freed_memory, names
+from tensile.adoption import Adoption
 from tensile.budget import Budget, budget_bytes
 from tensile.chunked_step import ChunkedStep, owned_by
 from tensile.chunks import Chunk
@@ -28,9 +29,7 @@ from tensile.module_hooks import ModuleHooks
 from tensile.names import Models, Optimizers
 from tensile.planning import Planning
 from tensile.pressure import Pressure
-from tensile.recorded_calls import RecordedCalls
 from tensile.residency import Residency
-from tensile.schedule import Schedule
 from tensile.stats import Counters, Stats
 from tensile.swap_file import SwapFile
 
@@ -109,8 +108,13 @@ class Session:
             counters=self._counters,
             smallest_bytes=smallest_bytes,
         )
-        self._planning: Planning | None = None
-        self._schedule: Schedule | None = None
+        self._adoption = Adoption(
+            modules=names.modules(model).items(),
+            tier=self._tier,
+            residency=self._residency,
+            execution=self._execution,
+            counters=self._counters,
+        )
         self._exceeded = False
         self._passes = 0
         self._hooks = ModuleHooks(
@@ -134,6 +138,7 @@ class Session:
         costs: Costs | None = None,
     ) -> None:
         """Plan from a trace of `train_step(batch)`, so that the first step keeps the budget too.
+        Called again for a batch of another shape, the session has a plan for each.
 
         Nothing is computed and nothing changes. A step that cannot be traced is said in the notes,
         and runs without a plan. Raises PlanError for a budget below the floor, and TierError where
@@ -152,7 +157,7 @@ class Session:
         except TraceError as error:
             self._counters.note(f"the step was not traced, so it runs without a plan: {error}")
             return
-        self._planning = planning
+        self._adoption.add(planning)
         for note in planning.trace.notes:
             self._counters.note(note)
         self._replan()
@@ -183,10 +188,33 @@ class Session:
             with torch.no_grad():
                 if watched:
                     self._return_freed_memory()
-                    self._execution.begin(None)
+                    self._execution.begin()
                 yield
         finally:
             self._execution.stop()
+            self._inside = None
+            self._look_back(limit, watched=watched)
+
+    @contextmanager
+    def staging(self) -> Iterator[Callable[[int], None]]:
+        """Around ordinary code between steps that goes through parameters and states one by one,
+        such as a checkpoint that is written or loaded, inside the same budget.
+
+        It gives `make_room(bytes)`, to be called before so many bytes are read or written.
+        """
+        limit = self._begin("staging")
+        watched = self._watches(limit)
+        try:
+            if not watched:
+                yield _no_limit
+                return
+            self._return_freed_memory()
+            here = self._residency.here()
+            try:
+                yield self._pressure.clear
+            finally:
+                self._pressure.bring_back(here)
+        finally:
             self._inside = None
             self._look_back(limit, watched=watched)
 
@@ -200,7 +228,7 @@ class Session:
     @property
     def forecast(self) -> Forecast | None:
         """What `prepare` foresaw; None before it, and for a step that could not be traced."""
-        return None if self._planning is None else self._planning.forecast
+        return self._adoption.forecast
 
     def set_budget(self, budget: Budget) -> None:
         """From the next step on. Raises PlanError below the floor; the old budget stays then."""
@@ -209,7 +237,7 @@ class Session:
         self._budget = budget
         try:
             self._limit()
-            if self._planning is not None:
+            if self._adoption.forecast is not None:
                 self._replan()
                 self._counters.replans += 1
         except ValueError:
@@ -227,10 +255,7 @@ class Session:
         _running.discard(self)
         self._hooks.remove()
         self._chunked.remove()
-        if self._execution.calls is not None:
-            self._execution.calls.remove()
-        if self._planning is not None:
-            self._planning.close()
+        self._adoption.close()
         self._residency.go_home()
         freed_memory.let_wait(None)
         self._lasting_file.close()
@@ -255,21 +280,19 @@ class Session:
         self._require_open(what)
         if self._inside is not None:
             raise SessionError(f"a {what} inside a {self._inside}: a session runs one at a time")
-        self._adopt_better_plan()
+        self._adoption.take_better()
         limit = self._limit()
         self._pressure.limit_bytes = limit
         if limit is not None and self._counters.steps == 0:
-            self._tier.require_room(
-                self._schedule.lower_bytes if self._schedule else self._residency.lasting_bytes
-            )
+            self._tier.require_room(self._adoption.lower_bytes or self._residency.lasting_bytes)
         self._inside = what
         return limit
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        schedule, counters = self._schedule, self._counters
+        schedules, counters = self._adoption.schedules, self._counters
         self._return_freed_memory()
-        if schedule is None:
+        if not schedules:
             counters.note(
                 "a step without a plan keeps the budget as well as it can; prepare(...) makes one"
             )
@@ -278,15 +301,14 @@ class Session:
         self._residency.register()
         saved = self._execution.saved
         try:
-            self._execution.begin(schedule)
+            self._execution.begin(*schedules)
             with saved_tensors_hooks(saved.pack, saved.unpack):
                 yield
             self._execution.end()
-            if self._planning is not None and self._execution.is_followed:
-                self._planning.observe(
+            if self._execution.is_followed:
+                self._adoption.observe(
                     time.perf_counter() - begin_s - (counters.stall_s - stall_s),
                     (counters.passive_fetches - passive) / max(counters.fetches - back, 1),
-                    self._execution.surplus_bytes,
                 )
         finally:
             self._execution.stop()
@@ -295,7 +317,7 @@ class Session:
         """Nothing is watched where nothing can happen: no budget, or a peak that is below it."""
         if limit is None or self._forked:
             return False
-        return self._exceeded or self._schedule is None or not self._schedule.is_idle
+        return self._exceeded or not self._adoption.is_idle
 
     def _look_back(self, limit: int | None, *, watched: bool) -> None:
         """After a pass. Where nothing was watched, the peak is looked at now and then only: the
@@ -332,47 +354,22 @@ class Session:
     # plans
 
     def _limit(self) -> int | None:
-        peak = self._planning.forecast.peak_bytes if self._planning is not None else None
-        return budget_bytes(self._budget, peak)
+        forecast = self._adoption.forecast
+        return budget_bytes(self._budget, None if forecast is None else forecast.peak_bytes)
 
     def _replan(self) -> None:
-        assert self._planning is not None
         limit = self._limit()
-        self._follow(None if limit is None else self._planning.schedule(limit))
-
-    def _adopt_better_plan(self) -> None:
-        better = self._planning.better() if self._planning is not None else None
-        if better is not None:
-            self._follow(better)
-            self._counters.replans += 1
-
-    def _follow(self, schedule: Schedule | None) -> None:
-        if schedule is not None:
-            self._tier.require_room(schedule.lower_bytes)
-            if not schedule.is_idle:
-                self._return_freed_memory()
-            self._place(schedule)
-        if self._execution.calls is not None:
-            self._execution.calls.remove()
-            self._execution.calls = None
-        wanted = schedule.computed_calls() if schedule is not None else set()
-        if wanted:
-            self._execution.calls = RecordedCalls(names.modules(self._model).items(), wanted)
-        self._schedule = schedule
-
-    def _place(self, schedule: Schedule) -> None:
-        """What will leave in a step is placed now, while no graph looks at it; and what is away
-        between two steps leaves already.
-        """
-        away = {action.storage for action in schedule.away_at_begin()}
-        for name in dict.fromkeys(action.storage for action in schedule.plan.actions):
-            placed = not name.startswith("activation:") and self._residency.evict(name) > 0
-            if placed and name not in away:
-                self._residency.ask(name)
+        if limit is not None:
+            self._return_freed_memory()
+        self._adoption.plan(limit)
 
     def _require_open(self, what: str) -> None:
         if self._closed:
             raise SessionError(f"{what} after close(): make a new session")
+
+
+def _no_limit(size_bytes: int) -> None:
+    """There is room for everything."""
 
 
 def _check_device(device: torch.device, tensors: dict[str, torch.Tensor]) -> None:

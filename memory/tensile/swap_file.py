@@ -75,6 +75,11 @@ class SwapFile:
         self._writer = Channel("tensile writer")
         self._reader = Channel("tensile reader")
 
+    def get_ready(self) -> None:
+        """Have what a write needs before memory is short."""
+        self._open()
+        self._writer.start()
+
     def write(self, storage: torch.UntypedStorage, extent: Extent) -> Transfer:
         """Begin to copy `storage` out. It is held until then, and by nobody here afterwards."""
         self._open()
@@ -197,10 +202,18 @@ class Channel:
         self._queue: SimpleQueue[Callable[[mmap.mmap], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def submit(self, work: Callable[[mmap.mmap], None]) -> None:
+    def start(self) -> None:
+        """Raises RuntimeError where the system has no room for a thread."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            bounce = mmap.mmap(-1, BOUNCE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            thread = threading.Thread(
+                target=self._run, args=(bounce,), name=self._name, daemon=True
+            )
+            thread.start()
+            self._thread = thread
+
+    def submit(self, work: Callable[[mmap.mmap], None]) -> None:
+        self.start()
         self._queue.put(work)
 
     def close(self) -> None:
@@ -209,8 +222,7 @@ class Channel:
             self._thread.join()
             self._thread = None
 
-    def _run(self) -> None:
-        bounce = mmap.mmap(-1, BOUNCE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    def _run(self, bounce: mmap.mmap) -> None:
         while (work := self._queue.get()) is not None:
             work(bounce)
             del work  # it holds what was moved

@@ -59,8 +59,9 @@ def main(folder: str, budget: int, steps: int) -> None:
         said: dict[str, object] = {}
         if budget:
             session.prepare(training.step, training.batches[0])
-            assert session._planning is not None
-            said["forecast"] = session._planning.forecast.peak_bytes
+            assert session.forecast is not None
+            said["forecast"] = session.forecast.peak_bytes
+            said["floor"] = session.forecast.floor_bytes
         for number in range(steps):
             with session.step():
                 training.step(training.batches[number % 2])

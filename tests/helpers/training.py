@@ -60,6 +60,7 @@ def run(
     resume: bool = False,
     stop_after: int | None = None,
     cpus: float = 1,
+    policy: str = "none",
 ) -> Trained:
     """Train to the end, or until `stop_after` steps. `settings` is the `train` of the spec."""
     spec = JobSpec.model_validate(
@@ -69,6 +70,7 @@ def run(
             "params": dict(params or {}),
             "train": {"optimizer": {"lr": 0.01}, **settings},
             "resources": {"cpus": cpus},
+            "memory": {"policy": policy},
         }
     )
     launch = Launch(

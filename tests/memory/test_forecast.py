@@ -52,7 +52,9 @@ def test_the_classes_add_up_and_the_floor_is_below_the_peak(kind: str) -> None:
     trace = traced(KINDS[kind]())
     forecast = tensile.forecast(trace)
     assert sum(forecast.by_class.values()) == forecast.peak_bytes
-    assert forecast.floor_bytes == tensile.floor_bytes(trace) <= forecast.peak_bytes
+    least_bytes = tensile.floor_bytes(trace)
+    assert least_bytes <= forecast.floor_bytes <= min(forecast.peak_bytes, 1.05 * least_bytes)
+    assert tensile.forecast(trace, "cuda").floor_bytes == least_bytes
     assert 0 < forecast.margin_bytes <= forecast.peak_bytes // 10
     states = sum(s.bytes for s in trace.storages if s.kind is Kind.STATE)
     assert forecast.by_class[Kind.STATE] >= states
@@ -76,7 +78,7 @@ def test_the_forecast_is_of_the_step_that_is_not_chunked(foreach: bool) -> None:
     model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(6)))
     case = training(model, torch.randn(4, 1024), torch.randint(4, (4,)), foreach=foreach)
     trace = traced(case)
-    assert len(trace.chunks) == 2
+    assert len(trace.chunks) == 6
     forecast = tensile.forecast(trace)
     real = record(case.step, case.batch, case.found)
     assert abs(forecast.peak_bytes / max(real.live_bytes) - 1) < 0.01
@@ -161,6 +163,16 @@ def test_chunks_cover_every_parameter_once_and_in_order(sizes: list[int]) -> Non
             seen += inside
     assert [id(parameter) for parameter in seen] == [id(parameter) for parameter in parameters]
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in parameters]
+
+
+def test_a_small_model_is_cut_into_about_eight_chunks_and_a_tiny_one_stays_whole() -> None:
+    def count(width: int) -> int:
+        layers = [nn.Linear(width, width, bias=False, device="meta") for _ in range(32)]
+        return len(chunks([torch.optim.SGD(nn.ModuleList(layers).parameters())]))
+
+    assert count(512) == 8  # of 4 MiB each
+    assert count(2048) == 32  # of 16 MiB, which is a layer
+    assert count(64) == 1
 
 
 @pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])

@@ -143,8 +143,9 @@ def test_training_that_computes_again_gives_the_same_bits(tmp_path: Path) -> Non
     training.start()
     with Session(training.model, training.optimizer, 0.5, folder=tmp_path) as session:
         session.prepare(training.step, training.batches[0], costs=SLOW_DISK)
-        assert session._schedule is not None
-        planned = [a for a in session._schedule.plan.actions if isinstance(a, Recompute)]
+        planned = [
+            a for a in session._adoption.schedules[0].plan.actions if isinstance(a, Recompute)
+        ]
         for number in range(9):
             with session.step():
                 training.step(training.batches[number % 3])
@@ -162,14 +163,14 @@ def test_a_recipe_that_does_not_fit_what_happened_is_not_used(tmp_path: Path) ->
     training.start()
     with Session(training.model, training.optimizer, 0.5, folder=tmp_path) as session:
         session.prepare(training.step, training.batches[0], costs=SLOW_DISK)
-        assert session._schedule is not None
-        plan = session._schedule.plan
+        schedule = session._adoption.schedules[0]
+        plan = schedule.plan
         wrong = tuple(
             replace(action, source=action.slot) if isinstance(action, Recompute) else action
             for action in plan.actions
         )
-        timeline = simulate(session._schedule.trace, plan, SLOW_DISK)
-        session._follow(Schedule(session._schedule.trace, replace(plan, actions=wrong), timeline))
+        timeline = simulate(schedule.trace, plan, SLOW_DISK)
+        session._adoption.follow(Schedule(schedule.trace, replace(plan, actions=wrong), timeline))
         with session.step():
             training.step(training.batches[0])
         assert session.stats().recomputed_bytes == 0

@@ -92,6 +92,19 @@ def test_a_resumed_run_ends_bitwise_where_an_unbroken_one_does(
     assert min(item.step for item in broken.of(Metrics)) == 1
 
 
+def test_a_run_that_is_resumed_under_tensile_ends_where_an_unbroken_one_without_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSILE_FOLDER", str(tmp_path / "below"))
+    given = {"steps": 8, "checkpoint": {"every": 4}}
+    unbroken = run(tmp_path / "unbroken", given)
+    run(tmp_path / "broken", given, stop_after=5, policy="tensile")
+    resumed = run(tmp_path / "broken", given, attempt=2, resume=True, policy="tensile")
+    assert resumed.of(Started)[0].resumed_from_step == 4
+    assert resumed.of(MemoryUsed)[-1].budget_bytes is not None
+    assert list(differences(unbroken.state(), resumed.state())) == []
+
+
 def test_a_damaged_checkpoint_is_named_and_the_run_continues_from_the_one_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

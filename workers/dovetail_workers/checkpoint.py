@@ -125,6 +125,14 @@ def read(storage: Storage, checkpoint: Checkpoint, name: str) -> bytes:
     return b"".join(_chunks(storage, checkpoint.prefix, name, checkpoint.manifest.parts[name]))
 
 
+def fetch(
+    storage: Storage, checkpoint: Checkpoint, name: str, write: Callable[[bytes], object]
+) -> None:
+    """Hand a part to `write` piece by piece, checked again; raises CheckpointDamaged."""
+    for chunk in _chunks(storage, checkpoint.prefix, name, checkpoint.manifest.parts[name]):
+        write(chunk)
+
+
 def retain(storage: Storage, prefix: str, keep: int) -> list[str]:
     """Remove all below `prefix` that is older than its newest `keep` checkpoints.
 

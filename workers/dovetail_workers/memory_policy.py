@@ -14,9 +14,11 @@ import tensile
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.spec import JobSpec
 from dovetail_workers.reports import MemoryUsed
+from dovetail_workers.storage.protocol import StorageError
 from tensile import resident
 
 Batch = TypeVar("Batch")
+Given = TypeVar("Given")
 
 
 class MemoryPolicy:
@@ -61,10 +63,18 @@ class MemoryPolicy:
                 session.set_budget(self._budget_bytes)
 
     def step(self) -> AbstractContextManager[None]:
-        return self._session.step() if self._session is not None else nullcontext()
+        return _sustained(self._session.step()) if self._session is not None else nullcontext()
 
     def evaluate(self) -> AbstractContextManager[None]:
-        return self._session.evaluate() if self._session is not None else nullcontext()
+        return _sustained(self._session.evaluate()) if self._session is not None else nullcontext()
+
+    def staging(self) -> AbstractContextManager[Callable[[int], None]]:
+        """Around a checkpoint that is written or loaded: gives what makes room for so many bytes
+        before they are touched.
+        """
+        if self._session is None:
+            return nullcontext(_no_limit)
+        return _sustained(self._session.staging())
 
     def used(self) -> MemoryUsed:
         """What was needed so far."""
@@ -96,11 +106,25 @@ class MemoryPolicy:
             self._session.close()
 
 
+def _no_limit(size_bytes: int) -> None:
+    """There is room for everything."""
+
+
 def _limit(spec: JobSpec, device_bytes: int) -> int:
     """What admission reserves, and never more than the job asks tensile to plan under."""
     reserved = spec.resources.memory
     limit = reserved if isinstance(reserved, int) else device_bytes
     return min(limit, spec.memory.budget) if isinstance(spec.memory.budget, int) else limit
+
+
+@contextmanager
+def _sustained(passage: AbstractContextManager[Given]) -> Iterator[Given]:
+    """A lower tier that gives out in the middle is a storage that refuses."""
+    try:
+        with passage as given:
+            yield given
+    except tensile.TierError as error:
+        raise StorageError(f"memory.policy: tensile  {error.strerror}") from error
 
 
 @contextmanager
@@ -111,4 +135,4 @@ def _refused() -> Iterator[None]:
     except (tensile.PlanError, tensile.BudgetError) as error:
         raise UserError(f"memory.budget: {error}") from None
     except tensile.TierError as error:
-        raise UserError(f"memory.policy: tensile  {error}") from None
+        raise UserError(f"memory.policy: tensile  {error.strerror}") from None

@@ -139,7 +139,7 @@ class _Run:
         return self._optimizer_step.steps
 
     def begin(self, family: str, found: checkpoint.Checkpoint | None) -> None:
-        """Say what runs, continue from `found` if there is one, and take the memory in hand."""
+        """Say what runs, take the memory in hand, and continue from `found` if there is one."""
         launch, context = self._launch, self._context
         what = f"{self._steps} steps of {context.global_batch} samples"
         if self._train.accumulate > 1:
@@ -148,10 +148,6 @@ class _Run:
             f"{launch.job_name} ({launch.job_id}, attempt {launch.attempt}) on {launch.device}: "
             f"{family}, {what}, {self._train.precision}, threads {context.threads}"
         )
-        if found is not None:
-            self._state.load_parts(partial(checkpoint.read, self._storage, found))
-            self._optimizer_step.done = found.step
-            say(f"continues from step {found.step}: {self._storage.uri(found.prefix)}")
         self._memory = MemoryPolicy(
             self._spec,
             context.device,
@@ -160,6 +156,11 @@ class _Run:
             self._workload.optimizers,
             self._base,
         )
+        if found is not None:
+            with self._memory.staging() as make_room:
+                self._state.load(partial(checkpoint.fetch, self._storage, found), make_room)
+            self._optimizer_step.done = found.step
+            say(f"continues from step {found.step}: {self._storage.uri(found.prefix)}")
 
     def advance(self, should_stop: Callable[[], bool]) -> Literal["succeeded", "stopped"]:
         """From the present step to the last; validation and a checkpoint always come at the end."""
@@ -253,8 +254,9 @@ class _Run:
     def _save(self) -> None:
         job_id, step = self._launch.job_id, self._step
         prefix = keys.checkpoint_prefix(job_id, step, self._launch.attempt)
-        parts = self._state.to_parts()
-        saved = checkpoint.save(self._storage, prefix, step, self._phase, parts)
+        assert self._memory is not None
+        with self._memory.staging() as make_room, self._state.staged(make_room) as parts:
+            saved = checkpoint.save(self._storage, prefix, step, self._phase, parts)
         uri = self._storage.uri(prefix)
         self._report(
             CheckpointSaved(step=step, key=prefix, uri=uri, bytes=saved.bytes, phase=self._phase)

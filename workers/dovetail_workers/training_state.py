@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils._pytree import tree_map
 
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.workload import Member
 from dovetail_workers import random_state
+from dovetail_workers.part_file import MakeRoom, PartFile
 from dovetail_workers.precision import Precision
 from dovetail_workers.streams import Stream
 
@@ -27,57 +31,107 @@ class TrainingState:
     streams: Mapping[str, Stream]
     precision: Precision
 
-    def to_parts(self) -> dict[str, bytes]:
-        """Models, optimizers, and the rest: positions, loss scale, every random generator."""
-        return {
-            MODELS: _dump({name: item.module.state_dict() for name, item in self.models.items()}),
-            OPTIMIZERS: _dump({name: item.state_dict() for name, item in self.optimizers.items()}),
-            LOOP: _dump(
-                {
-                    "streams": {name: stream.state() for name, stream in self.streams.items()},
-                    "precision": self.precision.state(),
-                    "random": random_state.capture(),
-                }
-            ),
+    @contextmanager
+    def staged(self, make_room: MakeRoom) -> Iterator[dict[str, Path]]:
+        """The parts as files: models, optimizers, and the rest: positions, loss scale, every random
+        generator. `make_room(bytes)` is called before so many bytes of the state are read.
+        """
+        values: dict[str, Callable[[], Any]] = {
+            MODELS: lambda: {name: item.module.state_dict() for name, item in self.models.items()},
+            OPTIMIZERS: lambda: {name: o.state_dict() for name, o in self.optimizers.items()},
+            LOOP: lambda: {
+                "streams": {name: stream.state() for name, stream in self.streams.items()},
+                "precision": self.precision.state(),
+                "random": random_state.capture(),
+            },
         }
+        with ExitStack() as stack:
+            parts: dict[str, Path] = {}
+            for name, value in values.items():
+                part = stack.enter_context(PartFile())
+                part.save(value(), make_room)
+                parts[name] = part.path
+            yield parts
 
-    def load_parts(self, read: Callable[[str], bytes]) -> None:
-        """Continue where `to_parts` was called. Raises UserError for a run of another shape."""
-        models, optimizers, loop = (_load(read(part)) for part in (MODELS, OPTIMIZERS, LOOP))
-        for what, mine, saved in (
-            ("models", self.models, models),
-            ("optimizers", self.optimizers, optimizers),
-            ("streams", self.streams, loop["streams"]),
-        ):
-            if set(mine) != set(saved):
+    def load(
+        self, fetch: Callable[[str, Callable[[bytes], object]], None], make_room: MakeRoom
+    ) -> None:
+        """Continue where `staged` was called; `fetch(part, write)` writes a part. Raises UserError
+        for a run of another shape.
+        """
+        with PartFile() as models_file, PartFile() as optimizers_file, PartFile() as loop_file:
+            files = {MODELS: models_file, OPTIMIZERS: optimizers_file, LOOP: loop_file}
+            for part, file in files.items():
+                fetch(part, file.write)
+            models, optimizers, loop = (file.load() for file in files.values())
+            for what, mine, saved in (
+                ("models", self.models, models),
+                ("optimizers", self.optimizers, optimizers),
+                ("streams", self.streams, loop["streams"]),
+            ):
+                if set(mine) != set(saved):
+                    raise UserError(
+                        f"the checkpoint holds the {what} {_names(saved)}; this program has "
+                        f"{_names(mine)}; start from scratch, or bring the program back"
+                    )
+            try:
+                for name, member in self.models.items():
+                    _load_model(member.module, models[name], models_file, make_room)
+                for name, optimizer in self.optimizers.items():
+                    _load_optimizer(optimizer, optimizers.pop(name), optimizers_file, make_room)
+            except (RuntimeError, ValueError) as error:
                 raise UserError(
-                    f"the checkpoint holds the {what} {_names(saved)}; this program has "
-                    f"{_names(mine)}; start from scratch, or bring the program back"
-                )
-        try:
-            for name, member in self.models.items():
-                member.module.load_state_dict(models[name])
-            for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(optimizers[name])
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"the checkpoint does not fit {name!r} of this program: {error}; start from "
-                "scratch, or bring the program back"
-            ) from None
-        for name, stream in self.streams.items():
-            stream.load_state(loop["streams"][name])
-        self.precision.load_state(loop["precision"])
-        random_state.restore(loop["random"])
+                    f"the checkpoint does not fit {name!r} of this program: {error}; start from "
+                    "scratch, or bring the program back"
+                ) from None
+            for name, stream in self.streams.items():
+                stream.load_state(loop["streams"][name])
+            self.precision.load_state(loop["precision"])
+            random_state.restore(loop["random"])
 
 
-def _dump(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
+def _load_model(
+    model: nn.Module, state: dict[str, Any], file: PartFile, make_room: MakeRoom
+) -> None:
+    """Module by module, so that no more than one of them is read at a time."""
+
+    def before(module: nn.Module, *_: Any) -> None:
+        file.let_go()
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        make_room(2 * sum(tensor.nbytes for tensor in own))
+
+    hooks = [
+        module.register_load_state_dict_pre_hook(before)  # type: ignore[no-untyped-call]
+        for module in model.modules()
+    ]
+    try:
+        model.load_state_dict(state)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        file.let_go()
 
 
-def _load(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], file: PartFile, make_room: MakeRoom
+) -> None:
+    """An optimizer keeps the tensors that it is given, so each one of the file becomes its own."""
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not file.holds(value):
+            return value
+        make_room(2 * value.nbytes)
+        copy = value.clone()
+        file.let_go()
+        return copy
+
+    optimizer.load_state_dict(state)
+    del state  # what only the optimizer holds can leave at once
+    for values in optimizer.state.values():
+        for key in values:
+            values[key] = tree_map(own, values[key])
+    for group in optimizer.param_groups:
+        group.update({key: tree_map(own, group[key]) for key in group if key != "params"})
 
 
 def _names(mapping: Mapping[str, Any]) -> str:

@@ -1,0 +1,164 @@
+"""The plans of a session, one for each kind of step that was prepared, and which one is followed.
+
+A step does not say of which kind it is. It begins with the plan of the last one, and changes over
+at the first moment that is another's (`Execution`). Better plans are taken between two steps only.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from torch import nn
+
+from tensile.execution import Execution
+from tensile.forecasting import Forecast
+from tensile.lower_tier import LowerTier
+from tensile.planning import Planning
+from tensile.recorded_calls import RecordedCalls
+from tensile.residency import Residency
+from tensile.schedule import Schedule
+from tensile.stats import Counters
+
+_KEPT = 8  # kinds of steps; the one that was not met for the longest time goes
+_NICE = 10  # training comes first
+
+
+class Adoption:
+    """Plans are in the order in which steps met them last, so the last one is tried first."""
+
+    def __init__(
+        self,
+        *,
+        modules: Iterable[tuple[str, nn.Module]],
+        tier: LowerTier,
+        residency: Residency,
+        execution: Execution,
+        counters: Counters,
+    ) -> None:
+        self._modules = tuple(modules)
+        self._tier = tier
+        self._residency = residency
+        self._execution = execution
+        self._counters = counters
+        self._plannings: dict[str, Planning] = {}  # by signature
+        self._schedules: dict[str, Schedule] = {}
+        self._background = ThreadPoolExecutor(
+            1, thread_name_prefix="tensile planner", initializer=_be_nice
+        )
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """Of the kind of step with the highest peak; None where none was prepared."""
+        found = [planning.forecast for planning in self._plannings.values()]
+        return max(found, key=lambda forecast: forecast.peak_bytes, default=None)
+
+    @property
+    def schedules(self) -> Sequence[Schedule]:
+        """The one that the next step begins with comes first."""
+        return tuple(reversed(self._schedules.values()))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every kind of step that was prepared fits without any action."""
+        return bool(self._schedules) and all(s.is_idle for s in self._schedules.values())
+
+    @property
+    def lower_bytes(self) -> int:
+        """What the lower tier will hold, at most."""
+        return max((s.lower_bytes for s in self._schedules.values()), default=0)
+
+    def add(self, planning: Planning) -> None:
+        """From here on its kind of step is known; `plan` has to follow."""
+        self._drop(planning.trace.signature)
+        while len(self._plannings) >= _KEPT:
+            self._drop(next(iter(self._plannings)))
+        self._plannings[planning.trace.signature] = planning
+
+    def plan(self, limit_bytes: int | None) -> None:
+        """Quick plans for a budget. Raises PlanError below a floor and TierError without room on
+        the disk; what was followed before stays then.
+        """
+        schedules: dict[str, Schedule] = {}
+        if limit_bytes is not None:
+            for signature, planning in self._plannings.items():
+                schedules[signature] = planning.schedule(limit_bytes)
+                self._tier.require_room(schedules[signature].lower_bytes)
+        self._schedules = schedules
+        for schedule in schedules.values():
+            self._place(schedule)
+        self._record_calls()
+
+    def observe(self, step_s: float, passive_share: float) -> None:
+        """After a step that followed one of the plans to its end."""
+        followed = self._execution.schedule
+        for signature, schedule in self._schedules.items():
+            if schedule is followed:
+                planning = self._plannings.pop(signature)
+                self._plannings[signature] = planning
+                self._schedules[signature] = self._schedules.pop(signature)
+                planning.observe(
+                    step_s,
+                    passive_share,
+                    self._execution.surplus_bytes,
+                    self._execution.shortfall_bytes,
+                    self._background,
+                )
+                return
+
+    def take_better(self) -> None:
+        """Between two steps: what was planned in the background since."""
+        for signature, planning in self._plannings.items():
+            better = planning.better()
+            if better is not None and signature in self._schedules:
+                self.follow(better)
+                self._counters.replans += 1
+
+    def follow(self, schedule: Schedule) -> None:
+        """This one from the next step on, for its kind of step. Raises TierError without room."""
+        self._tier.require_room(schedule.lower_bytes)
+        self._schedules[schedule.trace.signature] = schedule
+        self._place(schedule)
+        self._record_calls()
+
+    def close(self) -> None:
+        """Waits for what is being planned, which ends early."""
+        if self._execution.calls is not None:
+            self._execution.calls.remove()
+        for planning in self._plannings.values():
+            planning.close()
+        self._background.shutdown(wait=True, cancel_futures=True)
+
+    def _drop(self, signature: str) -> None:
+        planning = self._plannings.pop(signature, None)
+        self._schedules.pop(signature, None)
+        if planning is not None:
+            planning.close()
+
+    def _record_calls(self) -> None:
+        if self._execution.calls is not None:
+            self._execution.calls.remove()
+            self._execution.calls = None
+        wanted: set[tuple[str, int]] = set()
+        for schedule in self._schedules.values():
+            wanted |= schedule.computed_calls()
+        if wanted:
+            self._execution.calls = RecordedCalls(self._modules, wanted)
+
+    def _place(self, schedule: Schedule) -> None:
+        """What will leave in a step is placed now, while no graph looks at it; and what is away
+        between two steps leaves already.
+        """
+        away = {action.storage for action in schedule.away_at_begin()}
+        for name in dict.fromkeys(action.storage for action in schedule.plan.actions):
+            placed = not name.startswith("activation:") and self._residency.evict(name) > 0
+            if placed and name not in away:
+                self._residency.ask(name)
+
+
+def _be_nice() -> None:
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
