@@ -1,4 +1,4 @@
-"""What earlier tests left behind counts to the base of a session, and would make room for it when it
+"""What earlier tests left behind counts to a session's base, and would make room for it when it
 goes: so it goes first.
 """
 
