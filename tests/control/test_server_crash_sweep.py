@@ -29,7 +29,7 @@ from helpers.crash_points import CrashPoints, run_until
 from helpers.databases import Kind, Postgres
 from helpers.lasting_cluster import LastingCluster
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]  # some 120 servers on PostgreSQL
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 TRAINED: tuple[Report, ...] = (
