@@ -172,6 +172,7 @@ def test_many_middling_files_are_named_by_their_folder(tmp_path: Path) -> None:
     assert packed(tmp_path, limit_bytes=3000)[0].bytes == 3000
 
 
+@pytest.mark.long
 def test_more_files_than_any_code_has_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(ENTRY_LIMIT):

@@ -61,6 +61,7 @@ def test_a_planned_step_at_half_the_peak_gives_the_same_bits(kind: str, tmp_path
     assert differences(contents(training), expected) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_budget_that_nothing_fits_moves_everything_and_gives_the_same_bits(
     kind: str, tmp_path: Path
@@ -117,6 +118,7 @@ def test_two_shapes_that_were_both_prepared_alternate_without_leaving_their_plan
     assert stats.swapped_out_bytes + stats.recomputed_bytes > 0
 
 
+@pytest.mark.long
 def test_a_plan_that_waits_is_improved_in_the_background_and_gives_the_same_bits(
     tmp_path: Path,
 ) -> None:

@@ -122,6 +122,7 @@ def all_of(training: Training) -> dict[str, Any]:
     return {**contents(training), "gradients": copy.deepcopy(gradients)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", PLACES)
 def test_an_allocation_that_fails_makes_room_and_succeeds_in_place(
     place: str, tmp_path: Path
@@ -184,6 +185,7 @@ def interrupt() -> None:
     raise Interrupted
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", [impossible, interrupt])
 @pytest.mark.parametrize("place", PLACES)
 def test_a_step_that_fails_leaves_every_bit_as_it_does_without_a_session(
@@ -279,6 +281,7 @@ with Session(training.model, training.optimizer, 1, folder=folder, smallest_byte
 """
 
 
+@pytest.mark.long
 def test_a_process_killed_in_mid_swap_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
     command = (sys.executable, "-c", KILLED, str(tmp_path))
     with subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, text=True) as child:

@@ -5,6 +5,8 @@ PostgreSQL so that a restarted one is used again and a frozen client holds nobod
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -107,14 +109,27 @@ def _listen(engine: Engine, foreign_keys: bool) -> None:
         connection.isolation_level = None  # transactions begin where we say, below
         for pragma in (
             f"busy_timeout={BUSY_TIMEOUT_MS}",
-            "journal_mode=WAL",
             "synchronous=FULL",  # an acknowledged submit survives a power cut
             f"foreign_keys={'ON' if foreign_keys else 'OFF'}",
         ):
             connection.execute(f"PRAGMA {pragma}").close()
+        _use_write_ahead_log(connection)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         # A deferred transaction that turns into a write can fail at once, whatever the timeout.
         mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
         connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def _use_write_ahead_log(connection: Any) -> None:
+    """The first to open a new database changes it to WAL; SQLite lets nobody wait for that."""
+    ends_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > ends_s:
+                raise
+            time.sleep(0.02)  # nothing wakes us when the lock falls
