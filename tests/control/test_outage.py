@@ -31,6 +31,8 @@ from helpers.fake_server import TOKEN, listener, make_server
 from helpers.installation import Installation
 from helpers.outages import database_away
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def bench(database_url: str, tmp_path: Path) -> Iterator[Bench]:

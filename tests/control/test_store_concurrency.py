@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
 
+import pytest
 from sqlalchemy import text
 
 from dovetail.store.engine import open_engine
@@ -19,6 +20,8 @@ from dovetail_jobs.lifecycle import CancelRequested, Placed, State
 from dovetail_workers.reports import Metrics
 from helpers.build import at, spec_json
 from helpers.databases import run_statement
+
+pytestmark = pytest.mark.long
 
 SUBMITTER = """
 import json, sys

@@ -12,6 +12,8 @@ from dovetail_jobs.errors import UserError
 from dovetail_jobs.snapshot.workdir import Survey, survey
 from helpers.trees import Tree, trees, write_tree
 
+pytestmark = pytest.mark.long
+
 NO_CONFIG = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "HOME": "/nowhere"}
 
 

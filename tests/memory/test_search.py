@@ -22,6 +22,8 @@ from tensile.sequence import Trace
 from tensile.simulator import simulate
 from tensile.tape import Tape
 
+pytestmark = pytest.mark.long
+
 
 def worth(found: Plan) -> tuple[float, int]:
     moved = sum(action.bytes for action in found.actions if isinstance(action, Swap))

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from helpers.small_trainings import Training, contents, differences
 from tensile import Session, TierError, freed_memory
 
+pytestmark = pytest.mark.long
+
 ROWS, WIDTH = 4096, 128  # a tensor of 2 MiB
 TESTS = Path(__file__).parents[1]
 TOO_MUCH_BYTES = 2**47  # more than an address space
