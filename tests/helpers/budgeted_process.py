@@ -13,20 +13,20 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from helpers.small_trainings import Training, attention
+from helpers.small_trainings import Training
 from tensile import Session
 
 WIDTH, DEPTH, ROWS = 512, 10, 2048
 
 
-def medium() -> Training:
+def medium(width: int = WIDTH, depth: int = DEPTH) -> Training:
     """Natural peak about 285 MB: 21 MB of parameters, three times that beside, the rest saved."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for _ in range(DEPTH):
-        layers += [nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Dropout(0.1)]
-        layers += [nn.Linear(WIDTH, WIDTH), nn.Tanh()]
-    model = nn.Sequential(*layers, nn.Linear(WIDTH, 8))
+    for _ in range(depth):
+        layers += [nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(0.1)]
+        layers += [nn.Linear(width, width), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Linear(width, 8))
     return Training(
         model=model,
         optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3),
@@ -36,12 +36,17 @@ def medium() -> Training:
 
 
 def warm(folder: str) -> None:
-    """Load what a first step loads: kernels, the tracer, the planner."""
-    training = attention()
-    with Session(training.model, training.optimizer, 0.7, folder=folder) as session:
-        session.prepare(training.step, training.batches[0])
-        with session.step():
-            training.step(training.batches[0])
+    """Load what the steps load: the same kernels on small tensors, the tracer, the planner."""
+    training = medium(width=256, depth=4)
+    batch = torch.randn(512, 256)
+    session = Session(training.model, training.optimizer, 0.6, folder=folder, smallest_bytes=0)
+    with session:
+        session.prepare(training.step, batch)
+        for _ in range(3):
+            with session.step():
+                training.step(batch)
+        with session.evaluate():
+            training.loss(training.model, batch)
 
 
 def main(folder: str, budget: int, steps: int) -> None:

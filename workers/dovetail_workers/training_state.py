@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.workload import Member
@@ -127,11 +127,12 @@ def _load_optimizer(
 
     optimizer.load_state_dict(state)
     del state  # what only the optimizer holds can leave at once
-    for values in optimizer.state.values():
-        for key in values:
-            values[key] = tree_map(own, values[key])
-    for group in optimizer.param_groups:
-        group.update({key: tree_map(own, group[key]) for key in group if key != "params"})
+    for values in (*optimizer.state.values(), *optimizer.param_groups):
+        for key, value in values.items():
+            # What has no tensor stays the object it is: groups share theirs, and a checkpoint
+            # says who shares what.
+            if key != "params" and any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value)):
+                values[key] = tree_map(own, value)
 
 
 def _names(mapping: Mapping[str, Any]) -> str:
