@@ -31,6 +31,11 @@ def test_a_job_under_sixty_percent_of_its_peak_gives_the_same_metrics(
     assert memory["peak_bytes"] <= 1.05 * memory["budget_bytes"]
     assert memory["swapped_out_bytes"] + memory["recomputed_bytes"] > 0
     assert free["memory"]["peak_bytes"] > memory["peak_bytes"]
+    foreseen = wait_for(
+        "the forecast of a job that is not managed",
+        lambda: dovetail.json("show", free["id"])["memory"]["forecast_bytes"],
+    )
+    assert foreseen == memory["forecast_bytes"]
 
 
 def test_a_budget_below_the_floor_fails_the_job_with_the_floor(dovetail: Installation) -> None:

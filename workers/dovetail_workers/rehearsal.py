@@ -1,9 +1,10 @@
 """What a job's training step does to memory, found without training: `python -m
 dovetail_workers.rehearsal < REQUEST`.
 
-The request is one JSON object, `{"spec": …, "workdir": …, "budget": …, "picture": …}`; the answer
-is one too, `{"forecast": …, "plan": …, "notes": […]}` or `{"refused": "a sentence"}`. It is a
-process of its own, so that neither the command line nor the server imports torch.
+The request is one JSON object, `{"spec": …, "workdir": …, "budget": …, "picture": …, "parent": …}`;
+the answer is one too, `{"forecast": …, "plan": …, "notes": […]}` or `{"refused": "a sentence"}`. It
+is a process of its own, so that neither the command line nor the server imports torch, and ends
+with its parent, a process id.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dovetail_jobs.errors import DovetailError, UserError
 from dovetail_jobs.spec import JobSpec
 from dovetail_workers.numerics import reproducible
 from dovetail_workers.optimizer_step import OptimizerStep
+from dovetail_workers.process_tree import die_with_parent
 from dovetail_workers.random_state import seed_everything
 from dovetail_workers.train import workload_context
 from tensile.preview import preview
@@ -66,8 +68,10 @@ def rehearse(request: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     out = os.dup(1)
     os.dup2(2, 1)  # what a family prints is not the answer
+    request = json.load(sys.stdin)
+    die_with_parent(request["parent"])
     try:
-        answer = rehearse(json.load(sys.stdin))
+        answer = rehearse(request)
     except DovetailError as error:
         answer = {"refused": str(error)}
     os.write(out, json.dumps(answer).encode())
