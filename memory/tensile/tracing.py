@@ -126,7 +126,7 @@ class _Tracing:
 
     def _call(self, batch: object) -> None:
         try:
-            with redirect_stdout(io.StringIO()):  # the numbers of a step that computes nothing mislead
+            with redirect_stdout(io.StringIO()):  # its numbers would mislead
                 self._train_step(batch)
         except TraceError:
             raise
