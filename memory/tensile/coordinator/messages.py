@@ -59,6 +59,11 @@ class Ticked:
     """Time passed."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Somebody who is no job asks how all jobs stand."""
+
+
 Event = Joined | Left | Wanted | Returned | Drifted | Beginning | Ticked
 
 
