@@ -52,6 +52,8 @@ def test_a_dry_run_and_the_memory_commands_foresee_the_same_peak(dovetail: Insta
     assert dry["forecast"] == forecast["forecast"]
     plan = dovetail.json("memory", "plan", UNDER_BUDGET, "--budget", "60%")
     assert plan["plan"]["peak_bytes"] <= plan["plan"]["budget_bytes"]
+    tried = dovetail.json("memory", "plan", UNDER_BUDGET, "--budget", "60%", "--steps", "3")
+    assert tried["measured"]["peak_bytes"] <= 1.05 * tried["plan"]["budget_bytes"]
     refused = dovetail.run("memory", "plan", UNDER_BUDGET, "--budget", "1MiB")
     assert refused.returncode == 2
     assert "below the floor" in refused.stderr

@@ -1,10 +1,10 @@
-"""What a job's training step does to memory, found without training: `python -m
+"""What a job's training step does to memory, found without training (but for `steps`): `python -m
 dovetail_workers.rehearsal < REQUEST`.
 
-The request is one JSON object, `{"spec": …, "workdir": …, "budget": …, "picture": …, "parent": …}`;
-the answer is one too, `{"forecast": …, "plan": …, "notes": […]}` or `{"refused": "a sentence"}`. It
-is a process of its own, so that neither the command line nor the server imports torch, and ends
-with its parent, a process id.
+The request is one JSON object, `{"spec": …, "workdir": …, "budget": …, "picture": …, "steps": …,
+"parent": …}`; the answer is one too, `{"forecast": …, "plan": …, "notes": […]}` or `{"refused": "a
+sentence"}`. It is a process of its own, so that neither the command line nor the server imports
+torch, and ends with its parent, a process id.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,14 @@ from dovetail_workers.process_tree import die_with_parent
 from dovetail_workers.random_state import seed_everything
 from dovetail_workers.train import workload_context
 from tensile.preview import preview
+from tensile.trial import trial
 
 
-def step_trace(spec: JobSpec, workdir: Path | None) -> tensile.Trace:
-    """One training step of a family's job, traced. Raises UserError where it cannot be."""
+@contextmanager
+def step_of(spec: JobSpec, workdir: Path | None) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """One training step of a family's job, as `tensile.trace` takes it. Raises UserError where
+    there is none.
+    """
     if spec.family is None or spec.train is None:
         raise UserError(f"job {spec.name}: is a script; only a family's step can be foreseen")
     threads = max(1, int(spec.resources.cpus))
@@ -42,14 +49,12 @@ def step_trace(spec: JobSpec, workdir: Path | None) -> tensile.Trace:
         workload = build(params, context)
         step = OptimizerStep(workload, context)
         try:
-            return tensile.trace(
+            yield (
                 step.take,
                 {name: member.module for name, member in workload.models.items()},
                 list(workload.optimizers.values()),
                 step.draw(),
             )
-        except tensile.TraceError as error:
-            raise UserError(f"the step of {spec.family} cannot be foreseen: {error}") from None
         finally:
             step.close()
 
@@ -57,12 +62,24 @@ def step_trace(spec: JobSpec, workdir: Path | None) -> tensile.Trace:
 def rehearse(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to one request. Raises UserError with the sentence to refuse it with."""
     spec = JobSpec.model_validate(request["spec"])
-    trace = step_trace(spec, Path(request["workdir"]) if request.get("workdir") else None)
     picture = Path(request["picture"]) if request.get("picture") else None
-    try:
-        return preview(trace, request.get("budget"), picture)
-    except (tensile.BudgetError, tensile.PlanError) as error:
-        raise UserError(f"memory.budget: {request['budget']}  {error}") from None
+    steps = request.get("steps") or 0
+    with step_of(spec, Path(request["workdir"]) if request.get("workdir") else None) as parts:
+        try:
+            trace = tensile.trace(*parts)
+            measure = partial(trial, *parts, steps=steps) if steps else None
+            return preview(
+                trace,
+                request.get("budget"),
+                picture,
+                trial=None if measure is None else lambda limit: measure(budget_bytes=limit),
+            )
+        except tensile.TraceError as error:
+            raise UserError(f"the step of {spec.family} cannot be foreseen: {error}") from None
+        except (tensile.BudgetError, tensile.PlanError) as error:
+            raise UserError(f"memory.budget: {request['budget']}  {error}") from None
+        except tensile.TierError as error:
+            raise UserError(str(error)) from None
 
 
 def main() -> int:

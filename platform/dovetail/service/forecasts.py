@@ -60,18 +60,21 @@ def rehearse(
     workdir: Path | None = None,
     budget: str | int | None = None,
     picture: Path | None = None,
+    steps: int = 0,
     in_background: bool = False,
 ) -> Answer:
     """Ask a child process, which imports torch and the job's own code, and ends.
 
     With a `budget` there is a plan in the answer too, and its timeline in files named `picture`
-    with .png and .svg. Raises UserError with the child's sentence.
+    with .png and .svg; with `steps` the child trains so many of them and says what it measured.
+    Raises UserError with the child's sentence.
     """
     request = {
         "spec": spec.to_json(),
         "workdir": str(workdir or spec.workdir or "") or None,
         "budget": budget,
         "picture": None if picture is None else str(picture),
+        "steps": steps,
         "parent": os.getpid(),
     }
     child = subprocess.Popen(
