@@ -57,6 +57,12 @@ class Adoption:
         return max(found, key=lambda forecast: forecast.peak_bytes, default=None)
 
     @property
+    def floor_bytes(self) -> int:
+        """The least budget that every kind of step has a plan for."""
+        floors = (planning.forecast.floor_bytes for planning in self._plannings.values())
+        return max(floors, default=0)
+
+    @property
     def schedules(self) -> Sequence[Schedule]:
         """The one that the next step begins with comes first."""
         return tuple(reversed(self._schedules.values()))

@@ -315,8 +315,8 @@ def test_tied_weights_stay_tied_and_parameters_stay_themselves(tmp_path: Path) -
         model = training.model
         assert model.head.weight is model.embedding.weight
         assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
-        assert session._lasting_file.bytes > 0
-    assert all(not session._lasting_file.holds(p.untyped_storage()) for p in before)
+        assert session._device.lasting_file.bytes > 0
+    assert all(not session._device.lasting_file.holds(p.untyped_storage()) for p in before)
 
 
 def test_two_parameters_over_one_storage_stay_over_one_storage(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_two_parameters_over_one_storage_stay_over_one_storage(tmp_path: Path) -
         with session.step():
             (model.upper.sum() * model.lower.exp().sum()).backward()
             optimizer.step()
-        assert session._lasting_file.holds(model.upper.untyped_storage())
+        assert session._device.lasting_file.holds(model.upper.untyped_storage())
         assert model.upper.untyped_storage()._cdata == model.lower.untyped_storage()._cdata
     assert model.upper.untyped_storage()._cdata == model.lower.untyped_storage()._cdata
 
@@ -343,7 +343,7 @@ def test_evaluation_gives_the_same_and_keeps_no_graph(tmp_path: Path) -> None:
     with tight(training, tmp_path) as session:
         with session.evaluate():
             result = training.model(training.batches[0])
-        assert session._lasting_file.bytes > 0
+        assert session._device.lasting_file.bytes > 0
     assert not result.requires_grad
     assert torch.equal(result, expected)
 
