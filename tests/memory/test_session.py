@@ -8,7 +8,7 @@ import os
 import resource
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from helpers.small_trainings import Training, contents, differences, language, perceptron
-from tensile import BudgetError, Session, SessionError, freed_memory
+from tensile import BudgetError, Session, SessionError, TierError, freed_memory
 from tensile.actions import PlanError
 from tensile.budget import budget_bytes
 from tensile.contents import Content, Contents, Slot
@@ -180,6 +180,30 @@ def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
         Session(model, optimizer, 1, folder=tmp_path)
     with pytest.raises(SessionError, match="device cuda is not managed here yet"):
         Session(model, optimizer, 1, device="cuda", folder=tmp_path)
+
+
+def test_a_lower_tier_in_memory_is_refused() -> None:
+    training = perceptron()
+    with pytest.raises(TierError, match="which is memory itself; name a folder on a disk"):
+        tight(training, Path("/dev/shm"))
+
+
+@pytest.mark.parametrize("inside_a_step", [True, False])
+def test_a_session_that_an_exception_leaves_is_closed_and_training_goes_on(
+    inside_a_step: bool, tmp_path: Path
+) -> None:
+    training, expected = perceptron(), perceptron()
+    run(expected, 3)
+    with pytest.raises(Interrupted), tight(training, tmp_path) as session:
+        run(training, 2, session)
+        with session.step() if inside_a_step else nullcontext():
+            training.loss(training.model, training.batches[2]).backward()
+            raise Interrupted
+    with pytest.raises(SessionError, match="after close"), session.step():
+        pass
+    assert list(tmp_path.iterdir()) == []
+    training.step(training.batches[2])
+    assert differences(contents(training), contents(expected)) == []
 
 
 # what a step may do
