@@ -194,11 +194,17 @@ def test_a_session_that_an_exception_leaves_is_closed_and_training_goes_on(
 ) -> None:
     training, expected = perceptron(), perceptron()
     run(expected, 3)
-    with pytest.raises(Interrupted), tight(training, tmp_path) as session:
-        run(training, 2, session)
-        with session.step() if inside_a_step else nullcontext():
-            training.loss(training.model, training.batches[2]).backward()
-            raise Interrupted
+    session = tight(training, tmp_path)
+
+    def use() -> None:
+        with session:
+            run(training, 2, session)
+            with session.step() if inside_a_step else nullcontext():
+                training.loss(training.model, training.batches[2]).backward()
+                raise Interrupted
+
+    with pytest.raises(Interrupted):
+        use()
     with pytest.raises(SessionError, match="after close"), session.step():
         pass
     assert list(tmp_path.iterdir()) == []
