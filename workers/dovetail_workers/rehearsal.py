@@ -44,7 +44,7 @@ def step_trace(spec: JobSpec, workdir: Path | None) -> tensile.Trace:
                 step.take,
                 {name: member.module for name, member in workload.models.items()},
                 list(workload.optimizers.values()),
-                step.draw(),
+                step.drawn(),
             )
         except tensile.TraceError as error:
             raise UserError(f"the step of {spec.family} cannot be foreseen: {error}") from None
