@@ -69,7 +69,8 @@ class ChunkedStep:
     def _chunked(
         self, number: int, optimizer: Optimizer, original: Callable[..., Any]
     ) -> Callable[..., Any]:
-        @functools.wraps(original)
+        # of the function, not of the method: who asks for the signature takes `self` off once more
+        @functools.wraps(getattr(original, "__func__", original))
         def step(_: Optimizer, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
             given = {} if closure is None else {"closure": closure}
             if not self._active():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import os
 import resource
@@ -501,6 +502,14 @@ def test_a_gradient_scaler_skips_and_scales_as_without(tmp_path: Path) -> None:
     plain, managed = scaled(False), scaled(True)
     assert differences(plain[0], managed[0]) == []
     assert plain[1] == managed[1]
+
+
+def test_a_managed_step_has_the_signature_of_the_optimizer_s(tmp_path: Path) -> None:
+    training = perceptron()
+    before = inspect.signature(training.optimizer.step)
+    with tight(training, tmp_path):
+        torch.optim.lr_scheduler.StepLR(training.optimizer, 2)
+        assert inspect.signature(training.optimizer.step) == before
 
 
 # plans
