@@ -504,12 +504,23 @@ def test_a_gradient_scaler_skips_and_scales_as_without(tmp_path: Path) -> None:
     assert plain[1] == managed[1]
 
 
-def test_a_managed_step_has_the_signature_of_the_optimizer_s(tmp_path: Path) -> None:
+def test_a_fused_step_with_a_scaler_is_traced_inside_a_session_too(tmp_path: Path) -> None:
     training = perceptron()
+    training.optimizer = torch.optim.AdamW(training.model.parameters(), fused=True)
+    scaler = torch.amp.GradScaler("cpu")
     before = inspect.signature(training.optimizer.step)
-    with tight(training, tmp_path):
-        torch.optim.lr_scheduler.StepLR(training.optimizer, 2)
+
+    def step(batch: Any) -> None:
+        training.optimizer.zero_grad()
+        scaler.scale(training.loss(training.model, batch)).backward()
+        scaler.step(training.optimizer)
+        scaler.update()
+
+    with tight(training, tmp_path, budget=0.6, smallest_bytes=2**16) as session:
         assert inspect.signature(training.optimizer.step) == before
+        session.prepare(step, training.batches[0], costs=COSTS)
+        assert session.forecast is not None
+        session.attempt(step, training.batches[0])
 
 
 # plans
