@@ -78,7 +78,7 @@ class BudgetInForce:
 
     def _plan_again(self) -> None:
         self.limit_bytes()
-        if self._adoption.forecast is not None:
+        if self._adoption.is_planned:
             self.plan()
             self._counters.replans += 1
 

@@ -27,6 +27,7 @@ from tensile.forecasting import Forecast
 from tensile.lower_tier import TierError
 from tensile.module_hooks import ModuleHooks
 from tensile.names import Models, Optimizers
+from tensile.observer import Observer
 from tensile.peaks import Peaks
 from tensile.planning import Planning
 from tensile.pressure import Pressure
@@ -114,6 +115,15 @@ class Session:
             execution=self._execution,
             counters=self._counters,
         )
+        self._observer = Observer(
+            execution=self._execution,
+            contents=self._contents,
+            residency=self._residency,
+            gauge=self._gauge,
+            adoption=self._adoption,
+            tier=self._device.tier,
+            counters=self._counters,
+        )
         self._budget = BudgetInForce(
             budget,
             adoption=self._adoption,
@@ -161,6 +171,7 @@ class Session:
             raise SessionError(f"prepare() inside a {self._inside} of the session; call it before")
         from tensile.recorder import TraceError
 
+        self._observer.costs = costs or self._observer.costs
         try:
             with self._gauge.aside():
                 planning = Planning.of(
@@ -181,7 +192,8 @@ class Session:
         watched = self._watches(limit)
         try:
             if watched:
-                with self._watched():
+                assert limit is not None
+                with self._watched(limit):
                     yield
             else:
                 yield
@@ -316,8 +328,9 @@ class Session:
         return limit
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _watched(self, limit: int) -> Iterator[None]:
         schedules, counters = self._adoption.schedules, self._counters
+        completed = False
         self._budget.give_back_freed_memory()
         if not schedules:
             counters.note(
@@ -328,10 +341,12 @@ class Session:
         self._residency.register()
         saved = self._execution.saved
         try:
-            self._execution.begin(*schedules)
+            is_observed = self._observer.begin()
+            self._execution.begin(*(() if is_observed else schedules))
             with saved_tensors_hooks(saved.pack, saved.unpack):
                 yield
             self._execution.end()
+            completed = True
             if self._execution.is_followed:
                 self._adoption.observe(
                     time.perf_counter() - begin_s - (counters.stall_s - stall_s),
@@ -339,6 +354,7 @@ class Session:
                 )
         finally:
             self._execution.stop()
+            self._observer.end(limit, completed=completed)
 
     def _watches(self, limit: int | None) -> bool:
         """Nothing is watched where nothing can happen: no budget, or a peak that is below it."""
