@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tensile.lower_tier import TierError as TierError
     from tensile.planner import plan as plan
     from tensile.recorder import TraceError as TraceError
+    from tensile.repetition import StepOutOfMemory as StepOutOfMemory
     from tensile.rungs import ladder as ladder
     from tensile.search import improve as improve
     from tensile.sequence import Trace as Trace
@@ -53,6 +54,7 @@ _HOMES = {
     "Session": "tensile.session",
     "SessionError": "tensile.session",
     "Stats": "tensile.stats",
+    "StepOutOfMemory": "tensile.repetition",
     "TierError": "tensile.lower_tier",
     "TraceError": "tensile.recorder",
     "floor_bytes": "tensile.floor",

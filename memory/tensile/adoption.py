@@ -53,8 +53,19 @@ class Adoption:
     @property
     def forecast(self) -> Forecast | None:
         """Of the kind of step with the highest peak; None where none was prepared."""
-        found = [planning.forecast for planning in self._plannings.values()]
+        found = [p.forecast for p in self._plannings.values() if not p.is_observed]
         return max(found, key=lambda forecast: forecast.peak_bytes, default=None)
+
+    @property
+    def floor_bytes(self) -> int:
+        """The least budget that every kind of step has a plan for."""
+        floors = (p.forecast.floor_bytes for p in self._plannings.values() if not p.is_observed)
+        return max(floors, default=0)
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether there is anything to plan."""
+        return bool(self._plannings)
 
     @property
     def schedules(self) -> Sequence[Schedule]:
@@ -63,7 +74,11 @@ class Adoption:
 
     @property
     def is_idle(self) -> bool:
-        """Whether every kind of step that was prepared fits without any action."""
+        """Whether every kind of step was prepared and fits without any action. One that was only
+        observed may be followed by others.
+        """
+        if any(planning.is_observed for planning in self._plannings.values()):
+            return False
         return bool(self._schedules) and all(s.is_idle for s in self._schedules.values())
 
     @property
@@ -85,12 +100,18 @@ class Adoption:
         schedules: dict[str, Schedule] = {}
         if limit_bytes is not None:
             for signature, planning in self._plannings.items():
-                schedules[signature] = planning.schedule(limit_bytes)
+                schedules[signature] = _scheduled(planning, limit_bytes)
                 self._tier.require_room(schedules[signature].lower_bytes)
         self._schedules = schedules
         for schedule in schedules.values():
             self._place(schedule)
         self._record_calls()
+
+    def adopt(self, planning: Planning, limit_bytes: int) -> None:
+        """Its kind of step is known, planned and followed from here on. Raises TierError."""
+        schedule = _scheduled(planning, limit_bytes)
+        self.add(planning)
+        self.follow(schedule)
 
     def observe(self, step_s: float, passive_share: float) -> None:
         """After a step that followed one of the plans to its end."""
@@ -157,6 +178,15 @@ class Adoption:
             placed = not name.startswith("activation:") and self._residency.evict(name) > 0
             if placed and name not in away:
                 self._residency.ask(name)
+
+
+def _scheduled(planning: Planning, limit_bytes: int) -> Schedule:
+    """A step in the middle of training is not refused: below its floor it has the floor's plan, and
+    what that leaves over the budget finds room as without a plan.
+    """
+    if planning.is_observed:
+        limit_bytes = max(limit_bytes, planning.forecast.floor_bytes)
+    return planning.schedule(limit_bytes)
 
 
 def _be_nice() -> None:

@@ -19,7 +19,8 @@ from tensile.chunks import Chunk, chunks, is_chunkable, narrowed
 
 class ChunkedStep:
     """`begin(number, chunk)` and `end(number, chunk)` are called around each chunk while `active`
-    says so; otherwise the step runs whole, as before.
+    says so; otherwise the step runs whole, as before. `begun` counts how often an optimizer began
+    to write, chunk by chunk.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class ChunkedStep:
         self._begin = begin
         self._end = end
         self._before: list[tuple[Optimizer, bool, Any, Any]] = []
+        self.begun = 0
 
     def install(self) -> None:
         for number, optimizer in enumerate(self._optimizers):
@@ -67,10 +69,12 @@ class ChunkedStep:
     def _chunked(
         self, number: int, optimizer: Optimizer, original: Callable[..., Any]
     ) -> Callable[..., Any]:
-        @functools.wraps(original)
+        # of the function, not of the method: who asks for the signature takes `self` off once more
+        @functools.wraps(getattr(original, "__func__", original))
         def step(_: Optimizer, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
             given = {} if closure is None else {"closure": closure}
             if not self._active():
+                self.begun += 1
                 return original(**given, **options)
             loss = None
             if closure is not None and is_chunkable(optimizer):
@@ -80,6 +84,7 @@ class ChunkedStep:
             for index, chunk in enumerate(chunks(self._optimizers)):
                 if chunk.optimizer == number:
                     self._begin(index, chunk)
+                    self.begun += 1
                     with narrowed(optimizer, chunk):
                         result = original(**given, **options)
                     loss = result if loss is None else loss

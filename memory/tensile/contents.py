@@ -200,6 +200,11 @@ class Contents:
         self._retired.clear()
 
     @property
+    def here_bytes(self) -> int:
+        """Bytes of what could leave and has not, or not yet to the end."""
+        return sum(content.bytes for content in self._movable) + self.outgoing_bytes
+
+    @property
     def outgoing_bytes(self) -> int:
         return sum(content.bytes for content in self._outgoing)
 

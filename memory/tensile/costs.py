@@ -23,6 +23,8 @@ class Costs:
     copy_latency_s: float
 
     def operator_s(self, operator: Operator) -> float:
+        if operator.measured_s is not None:
+            return operator.measured_s
         arithmetic = operator.flops / self.flops_per_s
         traffic = operator.moved_bytes / self.moved_bytes_per_s
         return self.overhead_s + max(arithmetic, traffic)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tensile import freed_memory
 from tensile.actions import Action, Recompute, Swap
 from tensile.contents import Content, Contents, Slot
+from tensile.observation import Observation
 from tensile.pressure import Pressure
 from tensile.recorded_calls import Again, RecordedCalls
 from tensile.residency import GRADIENT, PARAMETER, STATE, Residency
@@ -41,6 +42,7 @@ class Execution:
     ) -> None:
         self.schedule: Schedule | None = None
         self.calls: RecordedCalls | None = None
+        self.observation: Observation | None = None  # of this step, which has no schedule then
         self.saved = SavedTensors(
             packed=self._packed,
             unpacked=self._unpacked,
@@ -133,11 +135,15 @@ class Execution:
         which nobody may have asked back, and for `unmade_bytes`, which will be there from here on.
         """
         self._contents.settle()
+        if self.observation is not None:
+            self.observation.see(moment, number, name)
         index = self._index(moment, number, name, size_bytes)
         if index is None:
             unplanned_bytes = unmade_bytes + self._residency.away_bytes(needed)
             self._pressure.relieve_unplanned(size_bytes, self._used(), unplanned_bytes)
             self._rise_bytes = self._pressure.rise_bytes
+            if self.observation is not None:
+                self.observation.go_on(self._used())
             return
         assert self.schedule is not None
         due = [*self._waiting, *self.schedule.leaving.get(index, ())]
@@ -289,7 +295,7 @@ class Execution:
             # it is fetched or computed now, which no natural rise knows of
             rise = self._rise_bytes + content.bytes
             self._pressure.relieve(rise, self._used())
-        if not self.is_followed:
+        if not self.is_followed and self.observation is None:
             self._ask_ahead(slot.number)
 
     def _ask_ahead(self, number: int) -> None:
@@ -302,7 +308,12 @@ class Execution:
         return self._contents.present(content, lambda _: self._pressure.empty(self._used()))
 
     def _touched(self, storage: torch.UntypedStorage) -> bool:
-        return self._residency.owns(storage)
+        owned = self._residency.owns(storage)
+        if owned and self._running and self.observation is not None:
+            name = self._residency.owner_of(storage)
+            if name is not None:
+                self.observation.touch(name)
+        return owned
 
     # room
 

@@ -70,6 +70,18 @@ class Gauge:
             return self._seen_bytes
         return max(self._seen_bytes, measured.peak_bytes - self.base_bytes)
 
+    def peak_since(self) -> int:
+        """The most that was held since this was asked last, with what waits freed; what is held now
+        where the system keeps no peak.
+        """
+        peak_bytes = self._resident_bytes() - self.base_bytes
+        measured = resident.measure() if self._counted else None
+        if measured is not None:
+            peak_bytes = max(peak_bytes, measured.peak_bytes - self.base_bytes)
+            self._counted = resident.reset_peak()
+        self._seen_bytes = max(self._seen_bytes, peak_bytes)
+        return peak_bytes
+
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)

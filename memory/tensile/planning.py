@@ -32,10 +32,13 @@ _WINDOW = 5  # steps that must agree before anything is planned again
 
 
 class Planning:
-    """A trace, its forecast, and the costs of this device as far as they are known."""
+    """A trace, its forecast, and the costs of this device as far as they are known. `is_observed`:
+    the trace is of a real step, whose operators were measured, so they do not drift with the costs.
+    """
 
-    def __init__(self, traced: Trace, costs: Costs) -> None:
+    def __init__(self, traced: Trace, costs: Costs, *, is_observed: bool = False) -> None:
         self.trace = traced
+        self.is_observed = is_observed
         self.forecast: Forecast = forecast(traced)
         self._costs = costs
         self._own_bytes = 0  # what the process was seen to take beside what the trace knows
@@ -99,6 +102,7 @@ class Planning:
         crowded = late and surplus_bytes > self._own_bytes
         ratio = median(self._recent_s) / max(self._predicted_s, 1e-9)
         drifted = len(self._recent_s) == _WINDOW and abs(ratio - 1) > _DRIFT
+        drifted = drifted and not self.is_observed
         if shortfall_bytes > 0 and self._has_room(shortfall_bytes):
             self._own_bytes = self._spared_bytes(self._budget_bytes) + shortfall_bytes
         elif crowded:

@@ -192,6 +192,26 @@ class Residency:
         tensors = self._tensors(name)
         return tensors[0].untyped_storage().nbytes() if tensors else 0
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of all that is there, by name."""
+        found = {name: self.bytes_of(name) for name in self._all()}
+        return {name: size_bytes for name, size_bytes in found.items() if size_bytes > 0}
+
+    def versions(self) -> dict[str, int]:
+        """Of parameters and gradients: a version that has changed says that they were written."""
+        names = (kind + name for name in self._parameters for kind in (PARAMETER, GRADIENT))
+        found = {name: self.version(name) for name in names}
+        return {name: version for name, version in found.items() if version is not None}
+
+    def version(self, name: str) -> int | None:
+        """None for what is not there."""
+        tensors = self._tensors(name)
+        return tensors[0]._version if tensors else None
+
+    def owner_of(self, storage: torch.UntypedStorage) -> str | None:
+        """The parameter over that storage, by its name here."""
+        return self._owned.get(storage._cdata)
+
     @property
     def incoming_bytes(self) -> int:
         return sum(t.bytes for t in self._incoming.values() if not t.ended)

@@ -33,3 +33,11 @@ def ladder(trace: Trace, costs: Costs) -> tuple[Plan, ...]:
             rung = judged(tape, rungs[-1].actions, budget_bytes)
         rungs.append(rung)
     return tuple(reversed(rungs))
+
+
+def rung_below(limit_bytes: int, peak_bytes: int, floor_bytes: int) -> int | None:
+    """The budget one rung lower on the ladder of a step; None where there is none."""
+    below = min(limit_bytes, peak_bytes)
+    budgets = [int(peak_bytes * share) for share in SHARES]
+    rungs = [budget for budget in (*budgets, floor_bytes) if floor_bytes <= budget < below]
+    return max(rungs, default=None)

@@ -50,13 +50,18 @@ class Moment(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
-    """One aten call. `workspace_bytes` is what it takes beside its operands while it runs."""
+    """One aten call. `workspace_bytes` is what it takes beside its operands while it runs.
+
+    Of a step that was observed, not traced: all that ran between two moments. `measured_s` is how
+    long that took, and `workspace_bytes` what no storage accounts for.
+    """
 
     name: str
     phase: Phase
     flops: int
     moved_bytes: int  # bytes of all its operands, read and written
     workspace_bytes: int = 0
+    measured_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

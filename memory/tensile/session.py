@@ -6,38 +6,40 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from tensile import freed_memory, names
+from tensile import names
 from tensile.adoption import Adoption
 from tensile.budget import Budget, budget_bytes
+from tensile.budget_in_force import BudgetInForce
 from tensile.chunked_step import ChunkedStep, owned_by
 from tensile.chunks import Chunk
 from tensile.contents import Contents
 from tensile.costs import Costs
+from tensile.cpu_device import CpuDevice
 from tensile.execution import Execution
 from tensile.forecasting import Forecast
-from tensile.gauge import Gauge
-from tensile.lasting_file import LastingFile
-from tensile.lower_tier import LowerTier
+from tensile.lower_tier import TierError
 from tensile.module_hooks import ModuleHooks
 from tensile.names import Models, Optimizers
+from tensile.observer import Observer
+from tensile.peaks import Peaks
 from tensile.planning import Planning
 from tensile.pressure import Pressure
+from tensile.repetition import Repetition
 from tensile.residency import Residency
+from tensile.snapshot import Snapshot
 from tensile.stats import Counters, Stats
-from tensile.swap_file import SwapFile
 
-_FIRST_PASSES = 3  # later ones load no more libraries
-_SELDOM = 16
 SMALLEST_BYTES = 64 * 2**10
 
 Batch = TypeVar("Batch")
+Result = TypeVar("Result")
 _running: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
@@ -73,33 +75,30 @@ class Session:
         self._model, self._optimizer = model, optimizer
         self._optimizers = names.optimizers(optimizer)
         parameters, buffers = names.parameters(model, optimizer), names.buffers(model)
-        _check_device(torch.device(device), {**parameters, **buffers})
+        self._device = _device(torch.device(device), folder, {**parameters, **buffers})
         for other in _running:
             if any(mine is theirs for mine in self._optimizers for theirs in other._optimizers):
                 raise SessionError(
                     "this optimizer has a session already; close that one first, or use it"
                 )
-        self._budget: Budget = budget
         if not isinstance(budget, float):
             budget_bytes(budget)
         elif not 0 < budget <= 1:
             budget_bytes(budget, 1)
 
         self._counters = Counters()
-        self._tier = LowerTier(folder)
-        self._swap_file = SwapFile(self._tier)
-        self._lasting_file = LastingFile(self._tier)
-        self._contents = Contents(self._swap_file, self._counters)
+        self._contents = Contents(self._device.swap_file, self._counters)
         self._residency = Residency(
             parameters=parameters,
             buffers=buffers,
             optimizers=self._optimizers,
-            file=self._lasting_file,
-            channel=self._swap_file,
+            file=self._device.lasting_file,
+            channel=self._device.swap_file,
             counters=self._counters,
             smallest_bytes=smallest_bytes,
         )
-        self._gauge = Gauge(self._residency.lasting_bytes, self._tier.folder)
+        self._gauge = self._device.gauge(self._residency.lasting_bytes)
+        self._peaks = Peaks(self._gauge, self._counters)
         self._pressure = Pressure(self._gauge, self._contents, self._residency)
         self._execution = Execution(
             contents=self._contents,
@@ -108,20 +107,43 @@ class Session:
             counters=self._counters,
             smallest_bytes=smallest_bytes,
         )
+        modules = names.modules(model)
         self._adoption = Adoption(
-            modules=names.modules(model).items(),
-            tier=self._tier,
+            modules=modules.items(),
+            tier=self._device.tier,
             residency=self._residency,
             execution=self._execution,
             counters=self._counters,
         )
-        self._exceeded = False
-        self._passes = 0
-        self._hooks = ModuleHooks(
-            names.modules(model), parameters, self._execution, self._is_active
+        self._observer = Observer(
+            execution=self._execution,
+            contents=self._contents,
+            residency=self._residency,
+            gauge=self._gauge,
+            adoption=self._adoption,
+            tier=self._device.tier,
+            counters=self._counters,
         )
+        self._budget = BudgetInForce(
+            budget,
+            adoption=self._adoption,
+            device=self._device,
+            peaks=self._peaks,
+            counters=self._counters,
+        )
+        self._hooks = ModuleHooks(modules, parameters, self._execution, self._is_active)
         self._chunked = ChunkedStep(
             self._optimizers, active=self._is_active, begin=self._begin_chunk, end=self._end_chunk
+        )
+        self._repetition = Repetition(
+            Snapshot(
+                modules.values(),
+                parameters.values(),
+                self._optimizers,
+                lambda: self._chunked.begun,
+            ),
+            self.step,
+            self._retreat,
         )
         self._chunked.install()
         for sentence in self._chunked.whole():
@@ -149,10 +171,11 @@ class Session:
             raise SessionError(f"prepare() inside a {self._inside} of the session; call it before")
         from tensile.recorder import TraceError
 
+        self._observer.costs = costs or self._observer.costs
         try:
             with self._gauge.aside():
                 planning = Planning.of(
-                    train_step, self._model, self._optimizer, batch, costs, self._tier.folder
+                    train_step, self._model, self._optimizer, batch, costs, self._device.tier.folder
                 )
         except TraceError as error:
             self._counters.note(f"the step was not traced, so it runs without a plan: {error}")
@@ -160,7 +183,7 @@ class Session:
         self._adoption.add(planning)
         for note in planning.trace.notes:
             self._counters.note(note)
-        self._replan()
+        self._budget.plan()
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -169,15 +192,32 @@ class Session:
         watched = self._watches(limit)
         try:
             if watched:
-                with self._watched():
+                assert limit is not None
+                with self._watched(limit):
                     yield
             else:
                 yield
         finally:
             self._inside = None
-            freed_memory.let_wait(None if limit is None else 0)
+            self._device.let_wait(None if limit is None else 0)
             self._counters.steps += 1
-            self._look_back(limit, watched=watched)
+            self._peaks.look_back(limit, watched=watched)
+
+    def attempt(self, train_step: Callable[[Batch], Result], batch: Batch) -> Result:
+        """`train_step(batch)` in a step; once more from the start if memory fails in it and it had
+        not begun to write what lasts: no chunk of an optimizer, no gradient of an earlier step.
+        Buffers, settings of the optimizers' groups and every generator are as before then, all that
+        can leave has left, and the budget is one rung lower from there on (`step_down`).
+
+        What the step changes in Python before its optimizer steps happens twice then. Raises
+        StepOutOfMemory where memory fails again or something was written. Without a budget it is
+        the step alone.
+        """
+        self._require_open("attempt")
+        if self._budget.limit_bytes() is None:
+            with self.step():
+                return train_step(batch)
+        return self._repetition.attempt(train_step, batch)
 
     @contextmanager
     def evaluate(self) -> Iterator[None]:
@@ -187,13 +227,13 @@ class Session:
         try:
             with torch.no_grad():
                 if watched:
-                    self._return_freed_memory()
+                    self._budget.give_back_freed_memory()
                     self._execution.begin()
                 yield
         finally:
             self._execution.stop()
             self._inside = None
-            self._look_back(limit, watched=watched)
+            self._peaks.look_back(limit, watched=watched)
 
     @contextmanager
     def staging(self) -> Iterator[Callable[[int], None]]:
@@ -208,7 +248,7 @@ class Session:
             if not watched:
                 yield _no_limit
                 return
-            self._return_freed_memory()
+            self._budget.give_back_freed_memory()
             here = self._residency.here()
             try:
                 yield self._pressure.clear
@@ -216,11 +256,12 @@ class Session:
                 self._pressure.bring_back(here)
         finally:
             self._inside = None
-            self._look_back(limit, watched=watched)
+            self._peaks.look_back(limit, watched=watched)
 
     def stats(self) -> Stats:
         """Totals so far."""
-        self._note_peak()
+        if not self._closed:
+            self._peaks.note()
         return self._counters.frozen(
             base_bytes=self._gauge.base_bytes, budget_bytes=self._pressure.limit_bytes
         )
@@ -233,16 +274,14 @@ class Session:
     def set_budget(self, budget: Budget) -> None:
         """From the next step on. Raises PlanError below the floor; the old budget stays then."""
         self._require_open("set_budget")
-        before = self._budget
-        self._budget = budget
-        try:
-            self._limit()
-            if self._adoption.forecast is not None:
-                self._replan()
-                self._counters.replans += 1
-        except ValueError:
-            self._budget = before
-            raise
+        self._budget.change(budget)
+
+    def step_down(self) -> int | None:
+        """Where memory failed under the present budget: one rung of the ladder lower from the next
+        step on, until `set_budget`. Answers its bytes; None where there is none, at the floor.
+        """
+        self._require_open("step_down")
+        return self._budget.step_down()
 
     def close(self) -> None:
         """Everything back into ordinary memory; the model trains on as if nothing had been."""
@@ -250,16 +289,14 @@ class Session:
             return
         if self._inside is not None:
             raise SessionError(f"close() inside a {self._inside} of the session; leave it first")
-        self._note_peak()
+        self._peaks.note()
         self._closed = True
         _running.discard(self)
         self._hooks.remove()
         self._chunked.remove()
         self._adoption.close()
         self._residency.go_home()
-        freed_memory.let_wait(None)
-        self._lasting_file.close()
-        self._swap_file.close()
+        self._device.close()
         self._gauge.close()
 
     def __enter__(self) -> Self:
@@ -281,17 +318,20 @@ class Session:
         if self._inside is not None:
             raise SessionError(f"a {what} inside a {self._inside}: a session runs one at a time")
         self._adoption.take_better()
-        limit = self._limit()
+        limit = self._budget.limit_bytes()
         self._pressure.limit_bytes = limit
         if limit is not None and self._counters.steps == 0:
-            self._tier.require_room(self._adoption.lower_bytes or self._residency.lasting_bytes)
+            self._device.tier.require_room(
+                self._adoption.lower_bytes or self._residency.lasting_bytes
+            )
         self._inside = what
         return limit
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _watched(self, limit: int) -> Iterator[None]:
         schedules, counters = self._adoption.schedules, self._counters
-        self._return_freed_memory()
+        completed = False
+        self._budget.give_back_freed_memory()
         if not schedules:
             counters.note(
                 "a step without a plan keeps the budget as well as it can; prepare(...) makes one"
@@ -301,10 +341,12 @@ class Session:
         self._residency.register()
         saved = self._execution.saved
         try:
-            self._execution.begin(*schedules)
+            is_observed = self._observer.begin()
+            self._execution.begin(*(() if is_observed else schedules))
             with saved_tensors_hooks(saved.pack, saved.unpack):
                 yield
             self._execution.end()
+            completed = True
             if self._execution.is_followed:
                 self._adoption.observe(
                     time.perf_counter() - begin_s - (counters.stall_s - stall_s),
@@ -312,35 +354,13 @@ class Session:
                 )
         finally:
             self._execution.stop()
+            self._observer.end(limit, completed=completed)
 
     def _watches(self, limit: int | None) -> bool:
         """Nothing is watched where nothing can happen: no budget, or a peak that is below it."""
         if limit is None or self._forked:
             return False
-        return self._exceeded or not self._adoption.is_idle
-
-    def _look_back(self, limit: int | None, *, watched: bool) -> None:
-        """After a pass. Where nothing was watched, the peak is looked at now and then only: the
-        system keeps it, and asking takes time.
-        """
-        self._passes += 1
-        if not watched and self._passes % _SELDOM != 1:
-            return
-        if watched and self._passes <= _FIRST_PASSES:
-            self._gauge.note_libraries()
-        self._note_peak()
-        if limit is not None and self._counters.peak_bytes > limit:
-            self._exceeded = True
-
-    def _return_freed_memory(self) -> None:
-        slow = freed_memory.return_it()
-        if slow is not None:
-            self._counters.note(slow)
-
-    def _note_peak(self) -> None:
-        if not self._closed:
-            peak = self._gauge.peak_bytes()
-            self._counters.peak_bytes = max(self._counters.peak_bytes, peak)
+        return self._peaks.exceeded or not self._adoption.is_idle
 
     def _is_active(self) -> bool:
         return self._inside is not None and self._execution.is_running
@@ -351,16 +371,19 @@ class Session:
     def _end_chunk(self, number: int, chunk: Chunk) -> None:
         self._execution.end_chunk(number, owned_by(self._optimizers, chunk))
 
-    # plans
-
-    def _limit(self) -> int | None:
-        forecast = self._adoption.forecast
-        return budget_bytes(self._budget, None if forecast is None else forecast.peak_bytes)
+    def _retreat(self) -> None:
+        """After a step that found no memory: all that can leave does, and a lower rung follows."""
+        self._peaks.exceeded = True
+        self._budget.give_back_freed_memory()
+        with suppress(TierError):  # what has left is what counts
+            self._residency.evict_everything()
+        self._pressure.empty(frozenset())
+        self._budget.step_down()
 
     def _replan(self) -> None:
-        limit = self._limit()
+        limit = self._budget.limit_bytes()
         if limit is not None:
-            self._return_freed_memory()
+            self._budget.give_back_freed_memory()
         self._adoption.plan(limit)
 
     def _require_open(self, what: str) -> None:
@@ -372,15 +395,20 @@ def _no_limit(size_bytes: int) -> None:
     """There is room for everything."""
 
 
-def _check_device(device: torch.device, tensors: dict[str, torch.Tensor]) -> None:
-    if device.type != "cpu":
+def _device(
+    device: torch.device, folder: str | os.PathLike[str] | None, tensors: dict[str, torch.Tensor]
+) -> CpuDevice:
+    if device.type != CpuDevice.kind:
         raise SessionError(f"device {device} is not managed here yet; use device='cpu'")
-    for name, tensor in tensors.items():
-        if tensor.device.type != device.type:
-            raise SessionError(
-                f"{name} is on {tensor.device} and the session on {device}; move the model, or "
-                "name its device with device=..."
-            )
+    managed = CpuDevice(folder)
+    foreign = managed.foreign(tensors)
+    if foreign is not None:
+        name, tensor = foreign
+        raise SessionError(
+            f"{name} is on {tensor.device} and the session on {device}; move the model, or "
+            "name its device with device=..."
+        )
+    return managed
 
 
 def _in_child() -> None:

@@ -207,7 +207,8 @@ class _Tracing:
                 "has hooks on its step: its step is one piece"
             )
 
-        @functools.wraps(original)
+        # of the function, not of the method: who asks for the signature takes `self` off once more
+        @functools.wraps(getattr(original, "__func__", original))
         def step(_: Optimizer, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
             loss = None
             if closure is not None and is_chunkable(optimizer):

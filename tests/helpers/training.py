@@ -63,6 +63,32 @@ def run(
     policy: str = "none",
 ) -> Trained:
     """Train to the end, or until `stop_after` steps. `settings` is the `train` of the spec."""
+    described = launch(
+        *(folder, settings),
+        family=family,
+        params=params,
+        attempt=attempt,
+        resume=resume,
+        cpus=cpus,
+        policy=policy,
+    )
+    storage, reports = LocalStorage(folder), list[Report]()
+    outcome = train(described, storage, reports.append, _after(stop_after))
+    return Trained(outcome=outcome, reports=reports, storage=storage)
+
+
+def launch(
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    family: str = TINY,
+    params: Mapping[str, Any] | None = None,
+    attempt: int = 1,
+    resume: bool = False,
+    cpus: float = 1,
+    policy: str = "none",
+) -> Launch:
+    """An attempt of such a training."""
     spec = JobSpec.model_validate(
         {
             "name": "tiny",
@@ -73,7 +99,7 @@ def run(
             "memory": {"policy": policy},
         }
     )
-    launch = Launch(
+    return Launch(
         job_id=JOB,
         job_name=spec.name,
         attempt=attempt,
@@ -84,9 +110,6 @@ def run(
         storage_uri=str(folder),
         resume_from=(checkpoints_prefix(JOB),) if resume else (),
     )
-    storage, reports = LocalStorage(folder), list[Report]()
-    outcome = train(launch, storage, reports.append, _after(stop_after))
-    return Trained(outcome=outcome, reports=reports, storage=storage)
 
 
 def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:

@@ -205,6 +205,6 @@ def test_a_graph_that_is_thrown_away_gives_its_extents_back(tmp_path: Path) -> N
             gc.collect()
         with session.step():
             pass
-        extents = session._swap_file.extents
+        extents = session._device.swap_file.extents
         assert session.stats().swapped_out_bytes > 0
         assert extents.end_bytes - extents.free_bytes == 0

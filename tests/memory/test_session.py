@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import os
 import resource
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from helpers.small_trainings import Training, contents, differences, language, perceptron
-from tensile import BudgetError, Session, SessionError, freed_memory
+from tensile import BudgetError, Session, SessionError, TierError, freed_memory
 from tensile.actions import PlanError
 from tensile.budget import budget_bytes
 from tensile.contents import Content, Contents, Slot
@@ -182,6 +183,36 @@ def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
         Session(model, optimizer, 1, device="cuda", folder=tmp_path)
 
 
+def test_a_lower_tier_in_memory_is_refused() -> None:
+    training = perceptron()
+    with pytest.raises(TierError, match="which is memory itself; name a folder on a disk"):
+        tight(training, Path("/dev/shm"))
+
+
+@pytest.mark.parametrize("inside_a_step", [True, False])
+def test_a_session_that_an_exception_leaves_is_closed_and_training_goes_on(
+    inside_a_step: bool, tmp_path: Path
+) -> None:
+    training, expected = perceptron(), perceptron()
+    run(expected, 3)
+    session = tight(training, tmp_path)
+
+    def use() -> None:
+        with session:
+            run(training, 2, session)
+            with session.step() if inside_a_step else nullcontext():
+                training.loss(training.model, training.batches[2]).backward()
+                raise Interrupted
+
+    with pytest.raises(Interrupted):
+        use()
+    with pytest.raises(SessionError, match="after close"), session.step():
+        pass
+    assert list(tmp_path.iterdir()) == []
+    training.step(training.batches[2])
+    assert differences(contents(training), contents(expected)) == []
+
+
 # what a step may do
 
 
@@ -315,8 +346,8 @@ def test_tied_weights_stay_tied_and_parameters_stay_themselves(tmp_path: Path) -
         model = training.model
         assert model.head.weight is model.embedding.weight
         assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
-        assert session._lasting_file.bytes > 0
-    assert all(not session._lasting_file.holds(p.untyped_storage()) for p in before)
+        assert session._device.lasting_file.bytes > 0
+    assert all(not session._device.lasting_file.holds(p.untyped_storage()) for p in before)
 
 
 def test_two_parameters_over_one_storage_stay_over_one_storage(tmp_path: Path) -> None:
@@ -330,7 +361,7 @@ def test_two_parameters_over_one_storage_stay_over_one_storage(tmp_path: Path) -
         with session.step():
             (model.upper.sum() * model.lower.exp().sum()).backward()
             optimizer.step()
-        assert session._lasting_file.holds(model.upper.untyped_storage())
+        assert session._device.lasting_file.holds(model.upper.untyped_storage())
         assert model.upper.untyped_storage()._cdata == model.lower.untyped_storage()._cdata
     assert model.upper.untyped_storage()._cdata == model.lower.untyped_storage()._cdata
 
@@ -343,7 +374,7 @@ def test_evaluation_gives_the_same_and_keeps_no_graph(tmp_path: Path) -> None:
     with tight(training, tmp_path) as session:
         with session.evaluate():
             result = training.model(training.batches[0])
-        assert session._lasting_file.bytes > 0
+        assert session._device.lasting_file.bytes > 0
     assert not result.requires_grad
     assert torch.equal(result, expected)
 
@@ -471,6 +502,25 @@ def test_a_gradient_scaler_skips_and_scales_as_without(tmp_path: Path) -> None:
     plain, managed = scaled(False), scaled(True)
     assert differences(plain[0], managed[0]) == []
     assert plain[1] == managed[1]
+
+
+def test_a_fused_step_with_a_scaler_is_traced_inside_a_session_too(tmp_path: Path) -> None:
+    training = perceptron()
+    training.optimizer = torch.optim.AdamW(training.model.parameters(), fused=True)
+    scaler = torch.amp.GradScaler("cpu")
+    before = inspect.signature(training.optimizer.step)
+
+    def step(batch: Any) -> None:
+        training.optimizer.zero_grad()
+        scaler.scale(training.loss(training.model, batch)).backward()
+        scaler.step(training.optimizer)
+        scaler.update()
+
+    with tight(training, tmp_path, budget=0.6, smallest_bytes=2**16) as session:
+        assert inspect.signature(training.optimizer.step) == before
+        session.prepare(step, training.batches[0], costs=COSTS)
+        assert session.forecast is not None
+        session.attempt(step, training.batches[0])
 
 
 # plans

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,17 +12,25 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from helpers.small_trainings import Training, contents, differences
+from helpers.mischief import (
+    PLACES,
+    Interrupted,
+    Mischief,
+    all_of,
+    impossible,
+    interrupt,
+    nothing,
+    scarce,
+    training_with,
+)
+from helpers.small_trainings import Training, differences
 from tensile import Session, TierError, freed_memory
 
 pytestmark = pytest.mark.long
 
-ROWS, WIDTH = 4096, 128  # a tensor of 2 MiB
 TESTS = Path(__file__).parents[1]
-TOO_MUCH_BYTES = 2**47  # more than an address space
-PLACES = ("forward", "backward", "gradient", "optimizer")
 
 
 @pytest.fixture(autouse=True)
@@ -35,60 +41,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Interrupted(Exception):
-    pass
-
-
-class Mischief:
-    """Does `what`, once, when a step comes to `place`."""
-
-    def __init__(self) -> None:
-        self.place = ""
-        self.what: Callable[[], None] = _nothing
-        self.done = False
-
-    def at(self, place: str) -> None:
-        if place == self.place and not self.done:
-            self.done = True
-            self.what()
-
-
-class Passage(nn.Module):
-    """Hands on what it gets, and says when forward and backward come through."""
-
-    def __init__(self, mischief: Mischief) -> None:
-        super().__init__()
-        self.mischief = mischief
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.mischief.at("forward")
-        if x.requires_grad:
-            x.register_hook(lambda _: self.mischief.at("backward"))
-        return x * 1
-
-
-def training_with(mischief: Mischief) -> Training:
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for number in range(4):
-        layers += [nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Dropout(0.1)]
-        if number == 1:
-            layers.append(Passage(mischief))
-    model = nn.Sequential(*layers)
-    linear = [layer for layer in model if isinstance(layer, nn.Linear)]
-    linear[1].weight.register_post_accumulate_grad_hook(lambda _: mischief.at("gradient"))
-    groups = [{"params": list(layer.parameters())} for layer in linear]
-    return Training(
-        model=model,
-        optimizer=torch.optim.AdamW(groups, lr=1e-3),
-        batches=[torch.randn(ROWS, WIDTH) for _ in range(3)],
-        loss=lambda m, x: m(x).square().mean(),
-    )
-
-
 def step(training: Training, mischief: Mischief, number: int, place: str, what: Any) -> None:
     """A step in which `what` happens at `place`, while another graph is alive."""
-    mischief.place, mischief.what, mischief.done = place, what, False
+    mischief.set(place, what)
     other = training.loss(training.model, training.batches[0]) if place == "optimizer" else None
     training.optimizer.zero_grad()
     loss = training.loss(training.model, training.batches[number])
@@ -97,31 +52,6 @@ def step(training: Training, mischief: Mischief, number: int, place: str, what: 
     training.optimizer.step()
     training.losses.append(loss.item())
     del other
-
-
-def _nothing() -> None:
-    pass
-
-
-def scarce() -> None:
-    """An operator finds next to nothing that the system would still give."""
-    freed_memory.let_wait(0)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, limits[1]))
-    try:
-        torch.ones(ROWS, WIDTH)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-
-
-def impossible() -> None:
-    torch.empty(TOO_MUCH_BYTES, dtype=torch.uint8)
-
-
-def all_of(training: Training) -> dict[str, Any]:
-    gradients = {name: p.grad for name, p in training.model.named_parameters()}
-    return {**contents(training), "gradients": copy.deepcopy(gradients)}
 
 
 @pytest.mark.long
@@ -135,7 +65,7 @@ def test_an_allocation_that_fails_makes_room_and_succeeds_in_place(
     expected = training_with(mischief)
     expected.start()
     for number in range(3):
-        step(expected, mischief, number, place, _nothing)
+        step(expected, mischief, number, place, nothing)
     wanted = all_of(expected)
 
     training = training_with(mischief)
@@ -144,7 +74,7 @@ def test_an_allocation_that_fails_makes_room_and_succeeds_in_place(
         for number in range(3):
             moved = session.stats().swapped_out_bytes
             with session.step():
-                step(training, mischief, number, place, scarce if number == 1 else _nothing)
+                step(training, mischief, number, place, scarce if number == 1 else nothing)
             assert (session.stats().swapped_out_bytes > moved) == (number == 1)
         assert any("an allocation failed" in note for note in session.stats().notes)
     assert differences(all_of(training), wanted) == []
@@ -171,20 +101,16 @@ def disturbed(
             with nullcontext() if session is None else session.step():
                 step(training, mischief, number, place, what)
 
-        take(0, _nothing)
+        take(0, nothing)
         generator = torch.get_rng_state()
         with pytest.raises((RuntimeError, Interrupted)):
             take(1, what)
         after = [all_of(training)]
         torch.set_rng_state(generator)
-        take(1, _nothing)
-        take(2, _nothing)
+        take(1, nothing)
+        take(2, nothing)
         assert session is None or budget != 1 or session.stats().swapped_out_bytes > 0
     return [*after, all_of(training)]
-
-
-def interrupt() -> None:
-    raise Interrupted
 
 
 @pytest.mark.long
@@ -237,9 +163,9 @@ def test_a_failed_allocation_in_an_evaluation_leaves_everything_valid(tmp_path: 
     training = training_with(mischief)
     with Session(training.model, training.optimizer, 1, folder=tmp_path) as session:
         with session.step():
-            step(training, mischief, 0, "", _nothing)
+            step(training, mischief, 0, "", nothing)
         before = all_of(training)
-        mischief.place, mischief.what, mischief.done = "forward", impossible, False
+        mischief.set("forward", impossible)
         with pytest.raises(RuntimeError, match="can't allocate memory"), session.evaluate():
             training.loss(training.model, training.batches[0])
         training.model.eval()

@@ -39,20 +39,21 @@ def test_a_lower_tier_that_gives_out_fails_the_run_with_a_sentence(
     try:
         with (
             pytest.raises(StorageError, match=r"memory.policy: tensile  \d+ bytes could not be"),
-            memory.step(),
         ):
-            training.step(training.batches[0])
+            memory.attempt(lambda: training.step(training.batches[0]))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    with memory.step():
-        training.step(training.batches[0])
+    memory.attempt(lambda: training.step(training.batches[0]))
     assert memory.used().swapped_out_bytes
     memory.close()
 
 
 def test_without_a_policy_there_is_always_room() -> None:
     memory = policy_of(perceptron(), "none")
-    with memory.step(), memory.evaluate(), memory.staging() as make_room:
+    with memory.evaluate(), memory.staging() as make_room:
         make_room(2**60)
+    taken: list[bool] = []
+    memory.attempt(lambda: taken.append(True))
+    assert taken == [True]
     assert memory.used().swapped_out_bytes is None
     memory.close()

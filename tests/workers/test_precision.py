@@ -49,18 +49,18 @@ def test_the_norm_is_one_over_all_optimizers() -> None:
 
 def test_a_step_whose_gradient_overflows_is_left_out_and_the_scale_falls() -> None:
     precision = Precision("fp16", CPU)
-    before = precision.state()["scale"]
+    before = precision.state_dict()["scale"]
     assert not one_step(precision, 1e38, None).any()
-    assert precision.state()["scale"] == before / 2
+    assert precision.state_dict()["scale"] == before / 2
     assert one_step(precision, 1.0, None).norm() == pytest.approx(10)
 
 
 def test_the_loss_scale_continues_where_it_was() -> None:
     worn, fresh = Precision("fp16", CPU), Precision("fp16", CPU)
     one_step(worn, 1e38, None)
-    assert fresh.state() != worn.state()
-    fresh.load_state(worn.state())
-    assert fresh.state() == worn.state()
+    assert fresh.state_dict() != worn.state_dict()
+    fresh.load_state_dict(worn.state_dict())
+    assert fresh.state_dict() == worn.state_dict()
 
 
 @pytest.mark.parametrize(

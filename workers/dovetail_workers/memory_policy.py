@@ -13,9 +13,17 @@ import torch
 import tensile
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.spec import JobSpec
+from dovetail_jobs.units import format_bytes
+from dovetail_workers.out_of_memory import OutOfMemory
 from dovetail_workers.reports import MemoryUsed
 from dovetail_workers.storage.protocol import StorageError
 from tensile import resident
+from tensile.contents import is_out_of_memory
+
+RUNGS = 3
+_ADVICE = (
+    "end what else runs on this device, reserve more with resources.memory, or lower memory.budget"
+)
 
 Batch = TypeVar("Batch")
 Given = TypeVar("Given")
@@ -32,8 +40,11 @@ class MemoryPolicy:
         models: Mapping[str, torch.nn.Module],
         optimizers: Mapping[str, torch.optim.Optimizer],
         base: resident.Resident | None,
+        say: Callable[[str], None] = print,
     ) -> None:
         self._base = base
+        self._say = say
+        self._rungs_left = RUNGS
         self._session: tensile.Session | None = None
         self._forecast_bytes: int | None = None
         self._budget_bytes: int | None = None
@@ -62,8 +73,30 @@ class MemoryPolicy:
                 self._budget_bytes = min(self._limit_bytes, int(share * forecast.peak_bytes))
                 session.set_budget(self._budget_bytes)
 
-    def step(self) -> AbstractContextManager[None]:
-        return _sustained(self._session.step()) if self._session is not None else nullcontext()
+    def attempt(self, step: Callable[[], object]) -> None:
+        """One training step. If memory fails in it before anything that lasts was written, it is
+        taken again one rung lower, over the whole run as often as `RUNGS` at most. Raises
+        OutOfMemory where that does not help.
+        """
+        session = self._session
+        if session is None:
+            step()
+            return
+        while True:
+            with _sustained(nullcontext()):
+                try:
+                    session.attempt(lambda _: step(), None)
+                    return
+                except tensile.StepOutOfMemory as error:
+                    undone, sentence = error.undone, str(error)
+            lower = session.step_down() if undone and self._rungs_left > 0 else None
+            if lower is None:
+                raise OutOfMemory(f"{sentence}; {_ADVICE}")
+            self._rungs_left -= 1
+            self._say(
+                f"memory: a step found none, so it is taken again under {format_bytes(lower)}, one "
+                "rung lower"
+            )
 
     def evaluate(self) -> AbstractContextManager[None]:
         return _sustained(self._session.evaluate()) if self._session is not None else nullcontext()
@@ -119,12 +152,18 @@ def _limit(spec: JobSpec, device_bytes: int) -> int:
 
 @contextmanager
 def _sustained(passage: AbstractContextManager[Given]) -> Iterator[Given]:
-    """A lower tier that gives out in the middle is a storage that refuses."""
+    """A lower tier that gives out in the middle is a storage that refuses; memory that does is said
+    in a sentence.
+    """
     try:
         with passage as given:
             yield given
-    except tensile.TierError as error:
-        raise StorageError(f"memory.policy: tensile  {error.strerror}") from error
+    except (MemoryError, RuntimeError, OSError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"{error}; {_ADVICE}") from error
+        if isinstance(error, tensile.TierError):
+            raise StorageError(f"memory.policy: tensile  {error.strerror}") from error
+        raise
 
 
 @contextmanager

@@ -21,8 +21,8 @@ Batches = Sequence[Mapping[str, Any]]  # one mapping of streams for each micro-b
 
 
 class OptimizerStep:
-    """`draw` gives the batches of the next step, `take(batches)` trains on them, `steps` of them
-    make the run.
+    """`drawn` gives the batches of the next step, `take(batches)` trains on them, `steps` of them
+    make the run. A step may be taken again, from its beginning, until `taken` counts it.
     """
 
     def __init__(self, workload: Workload, context: WorkloadContext) -> None:
@@ -35,17 +35,22 @@ class OptimizerStep:
         }
         self.steps = _steps(self._train, self.streams)
         self.done = 0
+        self._drawn: Batches | None = None
         self._losses: list[torch.Tensor] = []
         self._samples = 0
 
-    def draw(self) -> Batches:
-        return [
-            {name: next(stream) for name, stream in self.streams.items()}
-            for _ in range(self._train.accumulate)
-        ]
+    def drawn(self) -> Batches:
+        """The next step's; drawn once, however often it is tried."""
+        if self._drawn is None:
+            self._drawn = [
+                {name: next(stream) for name, stream in self.streams.items()}
+                for _ in range(self._train.accumulate)
+            ]
+        return self._drawn
 
     def take(self, batches: Batches) -> None:
         """Forward and backward on each micro-batch, then one update. All have the same size."""
+        self.precision.begin()
         optimizers = self._workload.optimizers.values()
         schedules.apply(optimizers, schedules.factor(self._train.schedule, self.done, self.steps))
         for optimizer in optimizers:
@@ -67,6 +72,7 @@ class OptimizerStep:
         Raises UserError for a loss that is not finite.
         """
         self.done += 1
+        self._drawn = None
         loss = float(torch.stack(self._losses).double().mean())
         self._losses = []
         if not math.isfinite(loss):

@@ -22,6 +22,15 @@ class Precision:
         self._dtype = _AUTOCAST.get(name)
         self._device = device.type
         self._scaler = torch.amp.GradScaler(self._device, enabled=name == "fp16")
+        self._is_updating = False
+
+    def begin(self) -> None:
+        """A step begins. One that was given up in its update left the scaler between two stages."""
+        if self._is_updating and self._scaler.is_enabled():
+            before = self._scaler.state_dict()
+            self._scaler = torch.amp.GradScaler(self._device)
+            self._scaler.load_state_dict(before)
+        self._is_updating = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self._dtype is None:
@@ -37,6 +46,7 @@ class Precision:
         clip_norm: float | None = None,
     ) -> None:
         """Scale all gradients to one common norm of at most `clip_norm`; step all optimizers."""
+        self._is_updating = True
         stepped = list(optimizers)
         if clip_norm is not None:
             for optimizer in stepped:
@@ -45,11 +55,12 @@ class Precision:
         for optimizer in stepped:
             self._scaler.step(optimizer)
         self._scaler.update()
+        self._is_updating = False
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return self._scaler.state_dict()
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state)
 

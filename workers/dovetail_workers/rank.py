@@ -18,6 +18,7 @@ from dovetail_jobs.errors import DovetailError
 from dovetail_workers import process_tree, reports
 from dovetail_workers.checkpoint import CheckpointDamaged
 from dovetail_workers.launch import Launch
+from dovetail_workers.out_of_memory import OutOfMemory
 from dovetail_workers.reports import Failed, Refused, Report, Started
 from dovetail_workers.storage.open import open_storage
 from dovetail_workers.storage.protocol import StorageError
@@ -55,6 +56,11 @@ def main() -> int:
         what = "storage" if isinstance(error, StorageError) else "checkpoint"
         print(f"error: {what}: {error}", file=sys.stderr)
         report(Failed(message=f"{what}: {error}", again=not trains.is_set()))
+        return DovetailError.exit_code
+    except OutOfMemory as error:
+        # Another attempt resumes from the newest checkpoint, perhaps where more is free.
+        print(f"error: out of memory: {error}", file=sys.stderr)
+        report(Failed(message=f"out of memory: {error}", again=True))
         return DovetailError.exit_code
     return 0 if outcome == "succeeded" else STOPPED
 

@@ -53,7 +53,7 @@ def step_of(spec: JobSpec, workdir: Path | None) -> Iterator[tuple[Any, Any, Any
                 step.take,
                 {name: member.module for name, member in workload.models.items()},
                 list(workload.optimizers.values()),
-                step.draw(),
+                step.drawn(),
             )
         finally:
             step.close()

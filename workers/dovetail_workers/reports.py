@@ -141,7 +141,7 @@ class Refused:
 class Failed:
     """The program ends for a cause that it can name and that another attempt may not meet, such as
     a full disk. The supervisor makes it the message of `Ended`. `again`: it had not begun to train
-    yet, so it counts as a loss and not as a failure.
+    yet, or memory gave out, so it counts as a loss and not as a failure.
     """
 
     type: ClassVar[str] = "failed"

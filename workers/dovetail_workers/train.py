@@ -59,7 +59,7 @@ def train(
 
     A stop writes no checkpoint. Raises UserError for what the user must mend: data smaller than a
     batch, a loss that is not finite, a checkpoint of another program; StorageError when a
-    checkpoint could not be written. What is printed is the log.
+    checkpoint could not be written; OutOfMemory. What is printed is the log.
     """
     spec = JobSpec.model_validate(launch.spec)
     if spec.family is None or spec.train is None:
@@ -155,6 +155,7 @@ class _Run:
             {name: member.module for name, member in self._workload.models.items()},
             self._workload.optimizers,
             self._base,
+            say=say,
         )
         if found is not None:
             with self._memory.staging() as make_room:
@@ -166,9 +167,8 @@ class _Run:
         """From the present step to the last; validation and a checkpoint always come at the end."""
         assert self._memory is not None
         step, memory = self._optimizer_step, self._memory
-        batches = step.draw() if step.done < step.steps else None
-        if batches is not None:
-            memory.prepare(step.take, batches)
+        if step.done < step.steps:
+            memory.prepare(step.take, step.drawn())
         self._report(memory.used())
         self._tell_start()
         began_s, began_step = time.monotonic(), step.done
@@ -180,9 +180,7 @@ class _Run:
                 self._curves.flush()
                 say(f"stopped on request after step {step.done} of {step.steps}")
                 return "stopped"
-            with memory.step():
-                step.take(step.draw() if batches is None else batches)
-            batches = None
+            memory.attempt(lambda: step.take(step.drawn()))
             loss, samples = step.taken()
             if speed.stepped(time.monotonic(), samples):
                 self._tell_progress(speed)

@@ -41,7 +41,7 @@ class TrainingState:
             OPTIMIZERS: lambda: {name: o.state_dict() for name, o in self.optimizers.items()},
             LOOP: lambda: {
                 "streams": {name: stream.state() for name, stream in self.streams.items()},
-                "precision": self.precision.state(),
+                "precision": self.precision.state_dict(),
                 "random": random_state.capture(),
             },
         }
@@ -86,7 +86,7 @@ class TrainingState:
                 ) from None
             for name, stream in self.streams.items():
                 stream.load_state(loop["streams"][name])
-            self.precision.load_state(loop["precision"])
+            self.precision.load_state_dict(loop["precision"])
             random_state.restore(loop["random"])
 
 

@@ -1,0 +1,38 @@
+"""Whether steps have to be watched: what they held so far, by the system's own count."""
+
+from __future__ import annotations
+
+from tensile.gauge import Gauge
+from tensile.stats import Counters
+
+_FIRST_PASSES = 3  # later ones load no more libraries
+_SELDOM = 16
+
+
+class Peaks:
+    """`exceeded`: a pass held more than its budget, or found no memory, so all that follow are
+    watched whatever was forecast.
+    """
+
+    def __init__(self, gauge: Gauge, counters: Counters) -> None:
+        self.exceeded = False
+        self._gauge = gauge
+        self._counters = counters
+        self._passes = 0
+
+    def look_back(self, limit_bytes: int | None, *, watched: bool) -> None:
+        """After a pass. Where nothing was watched, the peak is looked at now and then only: the
+        system keeps it, and asking takes time.
+        """
+        self._passes += 1
+        if not watched and self._passes % _SELDOM != 1:
+            return
+        if watched and self._passes <= _FIRST_PASSES:
+            self._gauge.note_libraries()
+        self.note()
+        if limit_bytes is not None and self._counters.peak_bytes > limit_bytes:
+            self.exceeded = True
+
+    def note(self) -> None:
+        """Into the statistics: the most that was held so far."""
+        self._counters.peak_bytes = max(self._counters.peak_bytes, self._gauge.peak_bytes())
