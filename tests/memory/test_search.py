@@ -121,15 +121,14 @@ def test_whole_storages_lie_between_water_and_any_plan(
 
 def test_plans_of_small_steps_stay_near_the_bound_for_whole_storages() -> None:
     distances = []
-    for depth, percent in [(2, 60), (2, 0), (3, 60), (3, 20), (4, 60)]:
+    for depth, percent in [(2, 60), (2, 30), (2, 0), (3, 60), (3, 30)]:
         trace = stack(depth, seed=3)
         budget_bytes = between(trace, percent)
         best = improve(trace, plan(trace, budget_bytes, COSTS), COSTS, rounds=400)
         bound_s = least_whole_stall_s(trace, budget_bytes, COSTS, seconds=3).bound
         distances.append((best.stall_s - bound_s) / Tape(trace, COSTS).step_s)
-    print(distances)
     assert min(distances) > -1e-5
-    assert sum(distances) / len(distances) < 0.3
+    assert sum(distances) / len(distances) < 0.15
 
 
 def test_moving_returns_makes_tight_plans_better() -> None:
@@ -139,11 +138,9 @@ def test_moving_returns_makes_tight_plans_better() -> None:
     assert after.stall_s < before.stall_s - 0.05 * before.step_s
 
 
-def test_an_improved_plan_is_where_the_next_search_begins() -> None:
-    trace = stack(4, seed=3)
-    before = plan(trace, between(trace, 0), COSTS)
-    after = improve(trace, before, COSTS, rounds=400)
-    assert after.stall_s < before.stall_s
-    assert worth(improve(trace, after, COSTS, rounds=1)) <= worth(after)
-    again = improve(trace, after, COSTS, rounds=400)
-    assert worth(again) <= worth(after)
+def test_a_search_begins_with_the_returns_of_the_plan() -> None:
+    trace = stack(10, seed=3)
+    budget_bytes = between(trace, 10)
+    once = improve(trace, plan(trace, budget_bytes, COSTS), COSTS, rounds=200)
+    twice = improve(trace, once, COSTS, rounds=600)
+    assert twice.stall_s < once.stall_s
