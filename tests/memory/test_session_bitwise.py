@@ -1,4 +1,8 @@
-"""Training in a session gives the bits that training without one gives."""
+"""Training in a session gives the bits that training without one gives.
+
+These models are so small that the process itself outweighs them; `test_fifty_steps.py` and
+`test_random_graphs.py` also judge the peak.
+"""
 
 from __future__ import annotations
 
