@@ -129,6 +129,19 @@ def _flash_backward(args: tuple[Any, ...]) -> int:
     return _size(args[1])  # one more gradient of the queries, in the kernel's own order
 
 
+def _softmax(args: tuple[Any, ...]) -> int:
+    return _put_in_order(args[0])
+
+
+def _softmax_backward(args: tuple[Any, ...]) -> int:
+    return _put_in_order(args[0]) + _put_in_order(args[1])
+
+
+def _put_in_order(tensor: Tensor) -> int:
+    """What a kernel copies that wants its operand contiguous."""
+    return 0 if tensor.is_contiguous() else _size(tensor)
+
+
 def _roll(args: tuple[Any, ...]) -> int:
     """Several dimensions are rolled one after the other: the last copy and the one before it."""
     shifts = args[1]
@@ -141,6 +154,10 @@ _ESTIMATES: dict[OpOverload, Callable[[tuple[Any, ...]], int]] = {
     aten.mkldnn_rnn_layer.default: _lstm_forward,
     aten.mkldnn_rnn_layer_backward.default: _lstm_backward,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _flash_backward,
+    aten._softmax.default: _softmax,
+    aten._log_softmax.default: _softmax,
+    aten._softmax_backward_data.default: _softmax_backward,
+    aten._log_softmax_backward_data.default: _softmax_backward,
     aten.roll.default: _roll,
 }
 
