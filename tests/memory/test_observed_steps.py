@@ -214,3 +214,50 @@ def test_averages_and_gradients_kept_in_place_are_bitwise_under_an_observed_plan
         assert session.stats().swapped_out_bytes > 0
         assert any("that was observed" in note for note in session.stats().notes)
     assert differences(contents(training), wanted) == []
+
+
+class Skipping(nn.Module):
+    """Every other block is left out, by lot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(128, 128), nn.GELU(), nn.Dropout(0.1)) for _ in range(8)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            if torch.rand(()) < 0.5:
+                x = x + block(x)
+        return x
+
+
+def skipping() -> Training:
+    torch.manual_seed(0)
+    model = Skipping()
+    return Training(
+        model=model,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3),
+        batches=[torch.randn(1024, 128, requires_grad=True) for _ in range(3)],
+        loss=lambda m, x: m(x).square().mean(),
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("budget", [1, "8MiB"])
+def test_steps_of_which_no_two_are_alike_are_bitwise_and_seldom_observed(
+    budget: int | str, tmp_path: Path
+) -> None:
+    steps = 24
+    expected = skipping()
+    taken(expected, branching, steps)
+    training = skipping()
+    with Session(
+        training.model, training.optimizer, budget, folder=tmp_path, smallest_bytes=0
+    ) as session:
+        taken(training, branching, steps, session)
+        stats = session.stats()
+    assert stats.swapped_out_bytes > 0
+    assert stats.deviations > steps / 2
+    assert stats.replans <= 8
+    assert differences(contents(training), contents(expected)) == []
