@@ -1,5 +1,5 @@
 """`python -m tensile forecast|plan FILE.py`: what a training step takes of a device, and what a
-budget costs it, without training.
+budget costs it, without training (but for `--steps`).
 
 The file has a function `build()` that returns `(train_step, model, optimizer, batch)`, as
 `tensile.trace` takes them.
@@ -11,11 +11,13 @@ import argparse
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tensile
 from tensile.preview import preview
+from tensile.trial import trial
 
 _MIB = 2**20
 
@@ -23,9 +25,16 @@ _MIB = 2**20
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
-        trace = tensile.trace(*_built(given.file))
-        answer = preview(trace, getattr(given, "budget", None), getattr(given, "picture", None))
-    except (_Unusable, tensile.TraceError, tensile.PlanError, tensile.BudgetError) as error:
+        parts = _built(given.file)
+        trace = tensile.trace(*parts)
+        answer = preview(trace, given.budget, given.picture, trial=_trial(parts, given.steps))
+    except (
+        _Unusable,
+        tensile.TraceError,
+        tensile.PlanError,
+        tensile.BudgetError,
+        tensile.TierError,
+    ) as error:
         print(f"error: {given.file}: {error}", file=sys.stderr)
         return 2
     if given.json:
@@ -45,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print JSON")
     plan.add_argument("--budget", required=True, help="1GiB, 800MB, bytes, or 60%% of the peak")
     plan.add_argument("--picture", type=Path, help="draw the timeline, as .png and .svg")
+    plan.add_argument("--steps", type=int, default=0, help="train so many, and measure the peak")
+    forecast.set_defaults(budget=None, picture=None, steps=0)
     return parser
 
 
@@ -68,6 +79,10 @@ def _built(file: Path) -> tuple[Any, Any, Any, Any]:
     return parts
 
 
+def _trial(parts: tuple[Any, Any, Any, Any], steps: int) -> Callable[[int], dict[str, Any]] | None:
+    return None if steps < 1 else lambda limit: trial(*parts, budget_bytes=limit, steps=steps)
+
+
 def _facts(answer: dict[str, Any]) -> list[tuple[str, str]]:
     forecast = answer["forecast"]
     facts = [
@@ -85,6 +100,12 @@ def _facts(answer: dict[str, Any]) -> list[tuple[str, str]]:
             ("swaps", f"{plan['swaps']}, {_mib(plan['moved_bytes'])} each way"),
             ("recomputed", str(plan["recomputations"])),
             ("step", f"{plan['step_s']:.3f} s by estimate, {plan['stall_s']:.3f} s of it waiting"),
+        ]
+    if measured := answer.get("measured"):
+        moved = f"{_mib(measured['moved_bytes'])} out in each step"
+        facts += [
+            ("measured", f"peak {_mib(measured['peak_bytes'])}, {moved}"),
+            ("", f"{measured['step_s']:.3f} s for a step"),
         ]
     facts += [("picture", path) for path in answer.get("pictures", ())]
     return facts + [("note", note) for note in answer["notes"]]

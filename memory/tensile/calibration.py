@@ -13,13 +13,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tensile.costs import Costs
-from tensile.lower_tier import LowerTier
+from tensile.lower_tier import LowerTier, cache_folder
 
 _COPY_BYTES = 16 * 2**20
 _SIDE = 512  # of the matrices
@@ -45,20 +46,22 @@ class _Measured(BaseModel):
 
 def calibrate(device: str = "cpu", folder: str | os.PathLike[str] | None = None) -> Costs:
     """The costs of `device` with its lower tier in `folder` (by default `$TENSILE_FOLDER`, or the
-    user's cache), measured once for each processor, torch, number of threads and folder.
+    user's cache), measured once for each processor, torch, number of threads and disk, and kept
+    in the user's cache.
 
-    No random number is drawn. A cache that cannot be read is measured anew. Raises ValueError for
+    No random number is drawn. What cannot be read there is measured anew. Raises ValueError for
     a device that is not a CPU, TierError for a folder that no lower tier can be in.
     """
     if device.partition(":")[0] != "cpu":
         raise ValueError(f"device: {device!r} has no probe; only cpu and cpu:N have one")
     tier = LowerTier(folder)
-    file = tier.folder / f"costs-{_machine(tier.folder)}.json"
+    file = cache_folder() / f"costs-{_machine(tier.folder)}.json"
     try:
         measured = _Measured.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
         measured = _measure(tier)
-        _keep(file, measured)
+        with suppress(OSError):  # a cache that cannot be written costs a second the next time
+            _keep(file, measured)
     return Costs(device=device, **measured.model_dump())
 
 
@@ -73,12 +76,13 @@ def _machine(folder: Path) -> str:
         ),
         "",
     )
-    described = (processor, torch.__version__, torch.get_num_threads(), folder.resolve())
+    described = (processor, torch.__version__, torch.get_num_threads(), folder.stat().st_dev)
     return hashlib.sha256("\n".join(map(str, described)).encode()).hexdigest()[:16]
 
 
 def _keep(file: Path, measured: _Measured) -> None:
     """Complete or not at all: another process may read it at any time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:
         part.write(measured.model_dump_json(indent=1).encode())
     Path(part.name).replace(file)

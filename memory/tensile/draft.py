@@ -34,10 +34,11 @@ class Draft:
     wished_bytes: int
     computed: set[int] = field(default_factory=set)
 
-    def rated(self) -> Rating:
-        """With the best returns found: what the simulator says of it."""
-        curve = Curve(self.curve.live_bytes)
-        back = returns(self.tape, self.gaps, self.used, curve, self.budget_bytes, self.computed)
+    def rated(self, back: Mapping[int, Return] | None = None) -> Rating:
+        """What the simulator says of it, with these returns, or with those of `returns.py`."""
+        if back is None:
+            curve = Curve(self.curve.live_bytes)
+            back = returns(self.tape, self.gaps, self.used, curve, self.budget_bytes, self.computed)
         clean = _clean(self.tape, self.gaps, back)
         order = _order(self.tape, self.gaps, back)
         found = [self._absence(index, back[index], index in clean) for index in order]
@@ -130,7 +131,7 @@ class Rating:
     """What the simulator says of a draft, and how long is waited for each of its gaps."""
 
     draft: Draft
-    back: dict[int, Return]
+    back: Mapping[int, Return]
     peak_bytes: int
     stall_s: float
     moved_bytes: int
@@ -186,7 +187,7 @@ def judged(tape: Tape, actions: tuple[Action, ...], budget_bytes: int) -> Plan:
 
 
 def _actions(
-    tape: Tape, gaps: Sequence[Gap], back: dict[int, Return], computed: set[int]
+    tape: Tape, gaps: Sequence[Gap], back: Mapping[int, Return], computed: set[int]
 ) -> tuple[Action, ...]:
     n, events = tape.length, len(tape.trace.events)
     clean = _clean(tape, gaps, back)
@@ -222,7 +223,7 @@ def _actions(
     return tuple(found)
 
 
-def _order(tape: Tape, gaps: Sequence[Gap], back: dict[int, Return]) -> list[int]:
+def _order(tape: Tape, gaps: Sequence[Gap], back: Mapping[int, Return]) -> list[int]:
     """By the event of the return; what one event asks back, in the order of the needs."""
     n, events = tape.length, len(tape.trace.events)
 
@@ -233,7 +234,7 @@ def _order(tape: Tape, gaps: Sequence[Gap], back: dict[int, Return]) -> list[int
     return sorted(back, key=key)
 
 
-def _clean(tape: Tape, gaps: Sequence[Gap], back: dict[int, Return]) -> set[int]:
+def _clean(tape: Tape, gaps: Sequence[Gap], back: Mapping[int, Return]) -> set[int]:
     """Which leave unchanged since they were last written: the lower tier has them already.
 
     Only what lasts: what autograd saved is written anew each time, as its copy is given up.

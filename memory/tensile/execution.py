@@ -308,12 +308,15 @@ class Execution:
         return self._contents.present(content, lambda _: self._pressure.empty(self._used()))
 
     def _touched(self, storage: torch.UntypedStorage) -> bool:
-        owned = self._residency.owns(storage)
-        if owned and self._running and self.observation is not None:
-            name = self._residency.owner_of(storage)
-            if name is not None:
+        name = self._residency.owner_of(storage) if self._running else None
+        if name is not None:
+            away_bytes = self._residency.away_bytes((name,))
+            if away_bytes > 0:  # it left before its time, so no natural rise knows of its return
+                rise_bytes = self._rise_bytes + away_bytes
+                self._pressure.relieve(rise_bytes, self._used() | {name})
+            if self.observation is not None:
                 self.observation.touch(name)
-        return owned
+        return self._residency.owns(storage)
 
     # room
 

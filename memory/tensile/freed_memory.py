@@ -64,6 +64,12 @@ def on_full(relieve: Callable[[int], bool] | None) -> None:
         _pool.on_full(relieve)
 
 
+def give_back() -> None:
+    """All that is free now is the system's again, and until `let_wait` nothing waits."""
+    let_wait(0)
+    trim()
+
+
 def trim() -> None:
     """Give back what small blocks left free in the heap."""
     malloc_trim = getattr(_libc, "malloc_trim", None)

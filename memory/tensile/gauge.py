@@ -23,13 +23,14 @@ class Gauge:
     def __init__(self, tensors_bytes: int, folder: Path) -> None:
         self._folder = str(folder.resolve())
         self._file = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        freed_memory.trim()  # what was freed before is nobody's
+        freed_memory.give_back()  # what was freed before is nobody's
         self.base_bytes = max(
             0, self._resident_bytes() - freed_memory.waiting_bytes() - tensors_bytes
         )
         self._library_bytes = self._libraries_bytes()
         self._counted = resident.reset_peak()
         self._seen_bytes = 0
+        freed_memory.let_wait(None)
 
     def held_bytes(self) -> int:
         """What tensors take. What waits freed is not theirs; it is given back when it is in the
@@ -55,7 +56,7 @@ class Gauge:
             yield
         finally:
             gc.collect()
-            freed_memory.trim()
+            freed_memory.give_back()
             after = self._resident_bytes() - freed_memory.waiting_bytes()
             self.base_bytes += max(0, after - before)
             self._library_bytes = self._libraries_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ from tensile.sequence import Trace
 
 
 def preview(
-    trace: Trace, budget: Budget = None, picture: Path | None = None, device: str = "cpu"
+    trace: Trace,
+    budget: Budget = None,
+    picture: Path | None = None,
+    device: str = "cpu",
+    *,
+    trial: Callable[[int], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """`{"forecast", "operators", "notes"}`; with a budget `"plan"` too, and with a picture
-    `"pictures"`, the paths that were written.
+    """`{"forecast", "operators", "notes"}`; with a budget `"plan"` too, with a picture
+    `"pictures"`, the paths that were written, and with a trial `"measured"`, what it says for the
+    budget in bytes.
 
     A budget may also be a percentage of the forecast peak, as text. Raises BudgetError and
     PlanError.
@@ -48,10 +55,13 @@ def preview(
         "recomputations": len(found.actions) - len(swaps),
         "moved_bytes": sum(swap.bytes for swap in swaps),
     }
+    if trial is not None:
+        answer["measured"] = trial(limit_bytes)
     if picture is not None:
         from tensile.picture import draw
 
-        answer["pictures"] = draw(trace, found, costs, foreseen, picture)
+        measured_bytes = answer["measured"]["peak_bytes"] if trial is not None else None
+        answer["pictures"] = draw(trace, found, costs, foreseen, picture, measured_bytes)
     return answer
 
 

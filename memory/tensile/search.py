@@ -1,8 +1,9 @@
 """The slow planner: makes a good plan better while training runs on the quick one.
 
 It starts where the plan waits. A gap that is waited for is replaced by others, helped by one more
-that gives it room to come back earlier, or computed again (or no longer); the simulator judges, and
-only what is better is kept. No clock and no chance decide, unless `seconds` is given.
+that gives it room to come back earlier, or computed again (or no longer); then returns are moved
+(`timing.py`). The simulator judges, and only what is better is kept. No clock and no chance decide,
+unless `seconds` is given.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from tensile.actions import Plan, Recompute
+from tensile.actions import Plan, Recompute, Swap
 from tensile.costs import Costs
 from tensile.cover import (
     Score,
@@ -24,8 +25,10 @@ from tensile.cover import (
 )
 from tensile.draft import Draft, Rating, drafted, judged
 from tensile.gaps import Gap, gaps
+from tensile.returns import Return
 from tensile.sequence import Trace
 from tensile.tape import Tape
+from tensile.timing import Rounds, retimed
 
 _REPLACING: tuple[Score, ...] = (slackest, hidden_then_needed_last, computable_then_needed_last)
 _HELPERS = 3
@@ -52,23 +55,24 @@ def improve(
     if rating is None:
         return before
     end_s = None if seconds is None else time.monotonic() + seconds
-    best = climbed(rating, rounds, lambda: _is_over(end_s, stopped))
+
+    def is_over() -> bool:
+        late = end_s is not None and time.monotonic() >= end_s
+        return late or (stopped is not None and stopped())
+
+    for_gaps = Rounds(rounds // 2, is_over)
+    best = climbed(rating, for_gaps)
+    best = retimed(best, Rounds(rounds - rounds // 2 + for_gaps.left, is_over))
     moved = sum(a.bytes for a in before.actions if not isinstance(a, Recompute))
     if best.worth < (before.peak_bytes > before.budget_bytes, round(before.stall_s, 9), moved):
         return best.plan()
     return before
 
 
-def _is_over(end_s: float | None, stopped: Callable[[], bool] | None) -> bool:
-    return (end_s is not None and time.monotonic() >= end_s) or (stopped is not None and stopped())
-
-
-def climbed(rating: Rating, rounds: int, is_over: Callable[[], bool]) -> Rating:
-    """The best of `rounds` attempts, each a small change to the best one before it."""
+def climbed(rating: Rating, rounds: Rounds) -> Rating:
+    """The best of these attempts, each a small change to the best one before it."""
     attempts = _attempts(rating)
-    for _ in range(rounds):
-        if rating.stall_s <= 0 or is_over():
-            break
+    while rating.stall_s > 0 and rounds.take():
         draft = next(attempts, None)
         if draft is None:
             break
@@ -103,7 +107,23 @@ def _started(tape: Tape, plan: Plan) -> Rating | None:
         budget_bytes=plan.budget_bytes,
         wished_bytes=min(plan.budget_bytes, int(curve.live_bytes.max())),
     )
-    return draft.with_computed(computed).rated()
+    draft = draft.with_computed(computed)
+    return min(draft.rated(), draft.rated(_back(draft, plan)), key=lambda rating: rating.worth)
+
+
+def _back(draft: Draft, plan: Plan) -> dict[int, Return]:
+    """When the plan itself asks for each of its gaps."""
+    tape, events = draft.tape, len(draft.tape.trace.events)
+    found = {}
+    for index, action in zip(draft.used, plan.actions, strict=True):
+        gap = draft.gaps[index]
+        event, stop = gap.in_event, gap.stop
+        if isinstance(action, Swap) and not gap.final:
+            asked = action.in_event + (events if action.in_event <= action.out_event else 0)
+            event = min(asked, gap.in_event)
+            stop = tape.event_position(event)
+        found[index] = Return(in_event=event, stop=stop)
+    return found
 
 
 def _attempts(rating: Rating) -> Iterator[Draft]:

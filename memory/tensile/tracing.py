@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -44,8 +45,8 @@ def trace(
     Afterwards parameters, buffers, gradients, optimizer state, training flags and the generators of
     Python, NumPy and torch are bit for bit as before, also when the step raises. So are the step's
     captured variables, the contents of captured lists and dictionaries, and captured schedulers and
-    scalers. Whatever else the step does to Python objects does happen, twice: what it prints is
-    printed, an object's own counter counts. Numbers that it reads from tensors are 1.
+    scalers. Whatever else the step does to Python objects does happen, twice: an object's own
+    counter counts. What it prints is dropped. Numbers that it reads from tensors are 1.
 
     Raises TraceError for a step that fails so: it branches on a tensor's value, uses an operator
     without a fake kernel, or gets at a parameter by a way that is not known here.
@@ -125,7 +126,8 @@ class _Tracing:
 
     def _call(self, batch: object) -> None:
         try:
-            self._train_step(batch)
+            with redirect_stdout(io.StringIO()):  # its numbers would mislead
+                self._train_step(batch)
         except TraceError:
             raise
         except Exception as error:

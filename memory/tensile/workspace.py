@@ -111,10 +111,18 @@ def _convolution_backward(args: tuple[Any, ...]) -> int:
     if wanted[0]:
         inside = _blocked(source, padded=True)
         first = max(_blocked(gradient) + inside, inside + result) + _blocked_weight(weight)
+        if _skips(args):  # it is made in a place of its own first, and put in order in another
+            first = max(first, result + 2 * _size(source))
     if wanted[1]:
         made = _blocked_weight(weight)
         second = result + max(_blocked(source) + _blocked(gradient) + made, made + other)
     return max(first, second) - result - other if first or second else 0
+
+
+def _skips(args: tuple[Any, ...]) -> bool:
+    """A stride over places, in a convolution that mixes channels and is not transposed."""
+    weight, stride, transposed = args[2], args[4], args[7]
+    return not transposed and weight.shape[1] > 1 and any(step > 1 for step in stride)
 
 
 def _flash_backward(args: tuple[Any, ...]) -> int:

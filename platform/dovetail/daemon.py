@@ -40,6 +40,7 @@ from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
 from dovetail.service.elapsed import Elapsed
 from dovetail.service.fences import Fences
+from dovetail.service.foresight import Foreseen, Foresight
 from dovetail.service.journals import Journals
 from dovetail.service.server_state import ServerState
 from dovetail.service.tenure import Tenure, boot_clock_s
@@ -73,7 +74,7 @@ class Stop:
     """End the loop."""
 
 
-Message = ClusterEvent | Nudge | Stop
+Message = ClusterEvent | Foreseen | Nudge | Stop
 
 
 class Daemon:
@@ -95,6 +96,7 @@ class Daemon:
         cluster: Callable[[Deliver], Cluster],
         holder: str,
         server: ServerState | None = None,
+        foresight: Callable[[Callable[[Foreseen], None]], Foresight] | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = boot_clock_s,
     ) -> None:
@@ -112,6 +114,7 @@ class Daemon:
         self._pause_s = TICK_S
         self._make_cluster = cluster
         self.cluster = self._new_cluster()
+        self._foresight = foresight(self._inbox.put) if foresight is not None else None
         self._thread = threading.Thread(target=self._run, name="daemon", daemon=True)
         self._asked_to_launch: set[str] = set()
         self._asked_to_release: set[str] = set()
@@ -175,6 +178,7 @@ class Daemon:
                 self._elapsed.forget_all_but({job.id for job in active})
                 self._limit_time(active)
                 if met:
+                    self._foresee(active)
                     self._schedule(active)
                     self._act()
         except LeaseLost as lost:
@@ -301,6 +305,8 @@ class Daemon:
                     self._happened(job_id, failed)
             case Released():
                 self._released(message)
+            case Foreseen():
+                self._store.set_forecast(message.job_id, message.peak_bytes)
             case _:
                 return
         self._changes.bump()
@@ -371,6 +377,12 @@ class Daemon:
             ran = self._elapsed.since(job.id, job.started_at, self._clock())
             if ran >= timedelta(seconds=limit_s):
                 self._happened(job.id, lifecycle.TimeLimitReached(limit_s=limit_s))
+
+    def _foresee(self, active: list[JobRecord]) -> None:
+        if self._foresight is not None:
+            for job in active:
+                if job.memory.forecast_bytes is None:
+                    self._foresight.ask(job)
 
     def _schedule(self, active: list[JobRecord]) -> None:
         now = self._clock()

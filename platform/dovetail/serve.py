@@ -29,6 +29,9 @@ from dovetail.daemon import Daemon
 from dovetail.scheduler.policies import POLICIES
 from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
+from dovetail.service.code import CodeShelf
+from dovetail.service.forecasts import Forecasts
+from dovetail.service.foresight import Foresight
 from dovetail.service.server_state import ServerState
 from dovetail.service.use_cases import Platform
 from dovetail.settings import Settings
@@ -53,6 +56,8 @@ def serve(settings: Settings, ready_fd: int | None) -> None:
         stack.callback(store.close)
         storage = open_storage(settings.storage_uri)
         changes, state, standing = Changes(), ClusterState(), ServerState()
+        code = CodeShelf(storage, settings.code_limit_bytes)
+        forecasts = Forecasts(settings.home / "forecasts")
         daemon = Daemon(
             store=store,
             storage=storage,
@@ -65,6 +70,7 @@ def serve(settings: Settings, ready_fd: int | None) -> None:
             ),
             holder=_holder(settings),
             server=standing,
+            foresight=lambda deliver: Foresight(forecasts, code, deliver),
         )
         platform = Platform(
             store=store,
@@ -73,6 +79,8 @@ def serve(settings: Settings, ready_fd: int | None) -> None:
             server=standing,
             changes=changes,
             nudge=daemon.nudge,
+            code=code,
+            forecasts=forecasts,
             settings=settings,
             url=url,
         )

@@ -17,6 +17,8 @@ import pytest
 from dovetail.cli.doctor import check_database
 from dovetail.cli.follow import follow_job
 from dovetail.client import Client
+from dovetail.service.code import CodeShelf
+from dovetail.service.forecasts import Forecasts
 from dovetail.service.use_cases import Platform
 from dovetail.settings import Settings
 from dovetail.store.store import Store
@@ -190,6 +192,8 @@ def api_of(bench: Bench) -> Iterator[Client]:
         server=bench.server,
         changes=bench.changes,
         nudge=bench.daemon.nudge,
+        code=CodeShelf(bench.storage, limit_bytes=1),
+        forecasts=Forecasts(home / "forecasts"),
         settings=Settings.from_environment({"DOVETAIL_HOME": str(home)}),
         url="http://127.0.0.1",
     )

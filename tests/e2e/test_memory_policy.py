@@ -31,6 +31,11 @@ def test_a_job_under_sixty_percent_of_its_peak_gives_the_same_metrics(
     assert memory["peak_bytes"] <= 1.05 * memory["budget_bytes"]
     assert memory["swapped_out_bytes"] + memory["recomputed_bytes"] > 0
     assert free["memory"]["peak_bytes"] > memory["peak_bytes"]
+    foreseen = wait_for(
+        "the forecast of a job that is not managed",
+        lambda: dovetail.json("show", free["id"])["memory"]["forecast_bytes"],
+    )
+    assert foreseen == memory["forecast_bytes"]
 
 
 def test_a_budget_below_the_floor_fails_the_job_with_the_floor(dovetail: Installation) -> None:
@@ -47,6 +52,8 @@ def test_a_dry_run_and_the_memory_commands_foresee_the_same_peak(dovetail: Insta
     assert dry["forecast"] == forecast["forecast"]
     plan = dovetail.json("memory", "plan", UNDER_BUDGET, "--budget", "60%")
     assert plan["plan"]["peak_bytes"] <= plan["plan"]["budget_bytes"]
+    tried = dovetail.json("memory", "plan", UNDER_BUDGET, "--budget", "60%", "--steps", "3")
+    assert tried["measured"]["peak_bytes"] <= 1.05 * tried["plan"]["budget_bytes"]
     refused = dovetail.run("memory", "plan", UNDER_BUDGET, "--budget", "1MiB")
     assert refused.returncode == 2
     assert "below the floor" in refused.stderr

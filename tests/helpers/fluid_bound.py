@@ -8,10 +8,7 @@ of whole storages lies between). Slots of time: the wait before each operator, t
 
 from __future__ import annotations
 
-import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import coo_matrix
-
+from helpers.linear_program import LinearProgram, Terms
 from tensile.costs import Costs
 from tensile.floor import MOVABLE_KINDS
 from tensile.gaps import Gap, gaps
@@ -20,51 +17,17 @@ from tensile.spans import is_written, span_of
 from tensile.tape import Tape
 
 
-class _Program:
-    """Rows `coefficients · x <= limit`, and the cost of each variable."""
-
-    def __init__(self) -> None:
-        self.costs: list[float] = []
-        self.upper: list[float] = []
-        self.entries: list[tuple[int, int, float]] = []
-        self.limits: list[float] = []
-
-    def variable(self, cost: float = 0.0, upper: float = np.inf) -> int:
-        self.costs.append(cost)
-        self.upper.append(upper)
-        return len(self.costs) - 1
-
-    def at_most(self, terms: list[tuple[int, float]], limit: float) -> None:
-        row = len(self.limits)
-        self.entries += [(row, column, value) for column, value in terms]
-        self.limits.append(limit)
-
-    def solve(self) -> float:
-        rows, columns, values = zip(*self.entries, strict=True)
-        matrix = coo_matrix((values, (rows, columns)), (len(self.limits), len(self.costs)))
-        result = linprog(
-            self.costs,
-            A_ub=matrix.tocsr(),
-            b_ub=self.limits,
-            bounds=list(zip([0.0] * len(self.upper), self.upper, strict=True)),
-            method="highs",
-        )
-        if result.status != 0:
-            raise ValueError(f"the linear program has no optimum: {result.message}")
-        return float(result.fun)
-
-
 def least_stall_s(trace: Trace, budget_bytes: int, costs: Costs) -> float:
     """No plan of this budget stalls less."""
     tape = Tape(trace, costs)
     n = tape.length
-    program = _Program()
+    program = LinearProgram()
     waits = [program.variable(cost=1.0) for _ in range(n)]
     found = gaps(tape)
-    away: list[list[tuple[int, float]]] = [[] for _ in range(n)]
-    outs: list[list[tuple[int, float]]] = [[] for _ in range(2 * n)]  # 2p: wait, 2p + 1: run
-    ins: list[list[tuple[int, float]]] = [[] for _ in range(2 * n)]
-    away_of: dict[int, dict[int, list[tuple[int, float]]]] = {}
+    away: list[Terms] = [[] for _ in range(n)]
+    outs: list[Terms] = [[] for _ in range(2 * n)]  # 2p: wait, 2p + 1: run
+    ins: list[Terms] = [[] for _ in range(2 * n)]
+    away_of: dict[int, dict[int, Terms]] = {}
     computed: list[tuple[Gap, int]] = []
     for number, gap in enumerate(found):
         here = away_of.setdefault(number, {})
@@ -75,7 +38,7 @@ def least_stall_s(trace: Trace, budget_bytes: int, costs: Costs) -> float:
         _flow(program, tape, found, gap, again, here, outs, ins)
         for position, terms in here.items():
             away[position] += [(column, value * gap.bytes) for column, value in terms]
-    longer: list[list[tuple[int, float]]] = [[] for _ in range(n)]
+    longer: list[Terms] = [[] for _ in range(n)]
     for gap, again in computed:
         again_s = tape.recompute_s(gap.slot)
         program.costs[again] = again_s
@@ -95,24 +58,24 @@ def least_stall_s(trace: Trace, budget_bytes: int, costs: Costs) -> float:
             time += [(column, -rate * value) for column, value in longer[position]]
             program.at_most([*flows[2 * position], *time], 0.0)
             program.at_most(flows[2 * position + 1], rate * tape.durations_s[position])
-    return program.solve()
+    return program.solve().bound
 
 
 def _flow(
-    program: _Program,
+    program: LinearProgram,
     tape: Tape,
     found: list[Gap],
     gap: Gap,
     again: int | None,
-    here: dict[int, list[tuple[int, float]]],
-    outs: list[list[tuple[int, float]]],
-    ins: list[list[tuple[int, float]]],
+    here: dict[int, Terms],
+    outs: list[Terms],
+    ins: list[Terms],
 ) -> None:
     """The variables of one gap: how much leaves and returns in each slot of time."""
     n = tape.length
     weight = 0.0 if _may_leave_unwritten(tape, found, gap) else float(gap.bytes)
-    level: list[tuple[int, float]] = [] if again is None else [(again, 1.0)]
-    left: list[tuple[int, float]] = list(level)
+    level: Terms = [] if again is None else [(again, 1.0)]
+    left: Terms = list(level)
     for position in range(gap.start, gap.need):  # asked back, it may still wait for its turn
         for slot in (2 * position, 2 * position + 1):
             if slot % 2:

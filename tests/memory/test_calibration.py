@@ -24,15 +24,21 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tensile"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, cache: Path) -> Path:
     try:
         return LowerTier(tmp_path / "tier").folder
     except TierError as error:
         pytest.skip(f"the tests' own folder is no place for a lower tier: {error}")
 
 
-def kept_in(folder: Path) -> Path:
-    (file,) = folder.iterdir()
+def kept_in(cache: Path) -> Path:
+    (file,) = cache.iterdir()
     return file
 
 
@@ -53,21 +59,21 @@ def test_the_second_time_they_are_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"flops_per_s": 1}'])
-def test_a_damaged_cache_is_measured_anew(folder: Path, content: str) -> None:
+def test_a_damaged_cache_is_measured_anew(folder: Path, cache: Path, content: str) -> None:
     calibrate("cpu", folder)
-    kept_in(folder).write_text(content)
+    kept_in(cache).write_text(content)
     costs = calibrate("cpu", folder)
     assert costs.flops_per_s > 1e8
-    assert json.loads(kept_in(folder).read_text())["flops_per_s"] == costs.flops_per_s
+    assert json.loads(kept_in(cache).read_text())["flops_per_s"] == costs.flops_per_s
 
 
 @pytest.mark.parametrize("value", [0, "NaN"])
 def test_a_cache_with_an_impossible_value_is_measured_anew(
-    folder: Path, value: float | str
+    folder: Path, cache: Path, value: float | str
 ) -> None:
     costs = calibrate("cpu", folder)
-    kept = json.loads(kept_in(folder).read_text())
-    kept_in(folder).write_text(json.dumps({**kept, "in_bytes_per_s": value}))
+    kept = json.loads(kept_in(cache).read_text())
+    kept_in(cache).write_text(json.dumps({**kept, "in_bytes_per_s": value}))
     assert calibrate("cpu", folder).in_bytes_per_s > 0
     assert asdict(costs).keys() >= kept.keys()
 
@@ -78,16 +84,27 @@ def test_calibrating_draws_no_random_number(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_nothing_but_the_costs_stays_in_the_folder(folder: Path) -> None:
-    calibrate("cpu", folder)
-    assert [file.suffix for file in folder.iterdir()] == [".json"]
+def test_nothing_stays_in_the_folder_and_another_one_on_its_disk_costs_the_same(
+    folder: Path, tmp_path: Path
+) -> None:
+    costs = calibrate("cpu", folder)
+    assert list(folder.iterdir()) == []
+    assert calibrate("cpu", tmp_path / "other") == costs
 
 
-def test_another_number_of_threads_is_another_machine(folder: Path) -> None:
+def test_without_a_cache_costs_are_measured_all_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert calibrate("cpu", folder).flops_per_s > 1e8
+
+
+def test_another_number_of_threads_is_another_machine(folder: Path, cache: Path) -> None:
     calibrate("cpu", folder)
     torch.set_num_threads(2)
     calibrate("cpu", folder)
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_a_folder_in_memory_is_refused() -> None:

@@ -16,11 +16,12 @@ from torch import nn
 import tensile
 from helpers.live_recorder import record
 from helpers.small_models import KINDS, Training, cnn, mlp, training
+from tensile import freed_memory, resident
 from tensile.chunks import CHUNK_BYTES, chunks, narrowed
 from tensile.costs import Costs
 from tensile.floor import required_bytes
 from tensile.sequence import Kind, Trace
-from tensile.workspace import hidden_result
+from tensile.workspace import hidden_result, workspace_bytes
 
 MIB = 2**20
 COSTS = Costs(
@@ -125,6 +126,31 @@ def test_convolutions_take_room_for_their_copies() -> None:
     trace = traced(cnn())
     workspace = {o.name: o.workspace_bytes for o in trace.operators if o.workspace_bytes}
     assert workspace.keys() == {"aten.convolution.default", "aten.convolution_backward.default"}
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="other libraries, other needs")
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 2), (5, 4)])
+def test_the_backward_pass_of_a_convolution_takes_what_is_modelled(
+    kernel: int, stride: int
+) -> None:
+    backward = torch.ops.aten.convolution_backward.default
+    freed_memory.return_it()
+    source, weight = torch.randn(16, 32, 64, 64), torch.randn(64, 32, kernel, kernel)
+    steps, pads = [stride] * 2, [kernel // 2] * 2
+    result = torch.conv2d(source, weight, stride=steps, padding=pads)
+    modes = (None, steps, pads, [1, 1], False, [0, 0], 1, [True, True, False])
+    args = (torch.ones_like(result), source, weight, *modes)
+    backward(*args)  # loads what it needs
+    freed_memory.give_back()
+    base = resident.measure()
+    if base is None or not resident.reset_peak():
+        pytest.skip("this system does not say how much memory a process has")
+    made = backward(*args)
+    grown = resident.peak_growth_bytes(base)
+    assert grown is not None
+    taken = grown - made[0].nbytes - made[1].nbytes
+    assert abs(taken - workspace_bytes(backward, args, {}, made)) < 2**20
+    freed_memory.let_wait(None)
 
 
 @given(

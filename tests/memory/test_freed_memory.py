@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tensile import freed_memory, resident
+from tensile import Session, freed_memory, resident
 from tensile.memory_pool import MemoryPool, memory_pool
 
 MIB = 2**20
@@ -55,6 +55,19 @@ def test_no_more_waits_than_may(pool: MemoryPool) -> None:
     assert abs(before - held_bytes() - 24 * MIB) < MIB
     assert pool.set_cap(0) == 0
     assert abs(before - held_bytes() - 40 * MIB) < MIB
+
+
+def test_what_waits_from_before_a_session_is_not_counted_to_it(
+    pool: MemoryPool, tmp_path: Path
+) -> None:
+    pool.set_cap(128 * MIB)
+    earlier = torch.ones(64 * MIB, dtype=torch.uint8)
+    del earlier
+    assert pool.waiting_bytes == 64 * MIB
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Session(model, optimizer, folder=tmp_path) as session:
+        assert session.stats().peak_bytes < 32 * MIB
 
 
 def test_tensors_of_every_size_hold_what_is_written(pool: MemoryPool) -> None:

@@ -47,6 +47,22 @@ def test_a_plan_at_half_the_peak_keeps_it_and_is_drawn(
     assert "<svg" in picture.with_suffix(".svg").read_text()
 
 
+def test_a_trial_of_the_plan_measures_what_was_foreseen(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "step.png"
+    asked = ["plan", program, "--budget", "60%", "--steps", "2", "--picture", str(picture)]
+    assert main([*asked, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    measured = answer["measured"]
+    assert measured["steps"] == 2
+    assert measured["moved_bytes"] > 0
+    assert 0 < measured["peak_bytes"] < 1.2 * answer["forecast"]["peak_bytes"]
+    assert "measured peak" in picture.with_suffix(".svg").read_text()
+    assert main(asked) == 0
+    assert "measured     peak" in capsys.readouterr().out
+
+
 def test_a_forecast_is_told_in_lines(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["forecast", program]) == 0
     lines = capsys.readouterr().out.splitlines()

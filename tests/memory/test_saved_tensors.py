@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from helpers.random_programs import Operation, operations, perform
 from tensile import Session
 
 SIDE = 6
@@ -46,65 +47,17 @@ def same(left: object, right: object) -> bool:
     return left == right
 
 
-# One step of a random program: it takes the tensors so far and gives one more.
-UNARY: dict[str, Callable[[Tensor], Tensor]] = {
-    "exp": lambda x: (x * 0.1).exp(),
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "square": lambda x: x * x,
-    "transposed": lambda x: x.t(),
-    "half": lambda x: x[:, : SIDE // 2].repeat(1, 2),
-    "strided": lambda x: x[::2].repeat_interleave(2, 0),
-    "row": lambda x: x[1].expand(SIDE, SIDE),
-    "flat": lambda x: x.reshape(-1).view(SIDE, SIDE),
-    "contiguous": lambda x: x.t().contiguous(),
-    "softmax": lambda x: x.softmax(-1),
-    "normed": lambda x: nn.functional.layer_norm(x, (SIDE,)),
-    "dropped": lambda x: nn.functional.dropout(x, 0.5),
-    "complexed": lambda x: (
-        torch.view_as_real(torch.view_as_complex(x.view(-1, 2).contiguous()))
-        .reshape(SIDE, SIDE)
-        .mul(2)
-    ),
-}
-BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "times": torch.mul,
-    "matmul": torch.matmul,
-    "over": lambda a, b: a / (b.abs() + 1),
-    "where": lambda a, b: torch.where(a > 0, a, b),
-    "joined": lambda a, b: torch.cat([a[:, :3], b[:, 3:]], 1) * 1.5,
-}
-INPLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "add_": lambda x: x.add_(1.0),
-    "mul_": lambda x: x.mul_(0.5),
-    "relu_": torch.relu_,
-    "row add_": lambda x: x[0].add_(1.0),
-    "zero column": lambda x: x[:, 1].zero_(),
-}
-operations = st.one_of(
-    st.tuples(st.sampled_from(sorted(UNARY)), st.integers(0, 99), st.just(0)),
-    st.tuples(st.sampled_from(sorted(BINARY)), st.integers(0, 99), st.integers(0, 99)),
-    st.tuples(st.sampled_from(sorted(INPLACE)), st.integers(0, 99), st.just(0)),
-)
-
-
-def gradients(program: list[tuple[str, int, int]], forget: bool) -> tuple[Tensor | None, ...]:
+def gradients(program: list[Operation], forget: bool) -> tuple[Tensor | None, ...]:
     torch.manual_seed(1)
     leaves = [torch.randn(SIDE, SIDE, requires_grad=True) for _ in range(2)]
     values = [leaf * 1.0 for leaf in leaves]
     values.append(values[0])  # one thing under two names
-    for name, first, second in program:
-        x = values[first % len(values)]
-        if name in UNARY:
-            values.append(UNARY[name](x))
-        elif name in BINARY:
-            values.append(BINARY[name](x, values[second % len(values)]))
-        else:
-            INPLACE[name](x)
+    for operation in program:
+        perform(operation, values)
         if forget and len(values) > 4:
             del values[3]  # from here on only autograd may have it
     loss = sum((value.sum() for value in values), start=torch.zeros(()))
-    del values, x
+    del values
     loss.backward()  # type: ignore[no-untyped-call]
     return (*(leaf.grad for leaf in leaves), loss.detach())
 
@@ -112,7 +65,7 @@ def gradients(program: list[tuple[str, int, int]], forget: bool) -> tuple[Tensor
 @settings(max_examples=100, deadline=None)
 @given(program=st.lists(operations, min_size=1, max_size=12), forget=st.booleans())
 def test_random_programs_give_the_same_gradients_or_the_same_refusal(
-    session: Session, program: list[tuple[str, int, int]], forget: bool
+    session: Session, program: list[Operation], forget: bool
 ) -> None:
     plain = outcome(lambda: gradients(program, forget), nullcontext())
     managed = outcome(lambda: gradients(program, forget), session.step())

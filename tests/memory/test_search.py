@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.all_choices import best_of_all_choices_s
 from helpers.fluid_bound import least_stall_s
 from helpers.synthetic_trace import COSTS, MIB, Layer, costs, network, stack, traces
+from helpers.whole_optimum import least_whole_stall_s
 from tensile.actions import Plan, Swap
 from tensile.costs import Costs
-from tensile.cover import lowered
-from tensile.draft import Draft
 from tensile.floor import floor_bytes
-from tensile.gaps import gaps
 from tensile.planner import plan
 from tensile.search import improve
 from tensile.sequence import Trace
@@ -33,28 +32,6 @@ def worth(found: Plan) -> tuple[float, int]:
 def between(trace: Trace, percent: int) -> int:
     floor = floor_bytes(trace)
     return floor + (Tape(trace, COSTS).peak_bytes - floor) * percent // 100
-
-
-def best_of_all_subsets_s(trace: Trace, budget_bytes: int) -> float:
-    """The least stall over every choice of gaps, with the planner's own returns."""
-    tape = Tape(trace, COSTS)
-    found = gaps(tape)
-    stalls_s = []
-    for choice in range(2 ** len(found)):
-        used = [index for index in range(len(found)) if choice >> index & 1]
-        curve = lowered(tape, found, used)
-        if curve.live_bytes.max() > budget_bytes:
-            continue
-        draft = Draft(
-            tape=tape,
-            gaps=found,
-            used=used,
-            curve=curve,
-            budget_bytes=budget_bytes,
-            wished_bytes=budget_bytes,
-        )
-        stalls_s.append(draft.rated().stall_s)
-    return min(stalls_s)
 
 
 @settings(max_examples=40)
@@ -111,7 +88,7 @@ def test_on_tiny_steps_it_comes_close_to_the_best_of_all_choices(
     ]
     trace = replace(network(layers, states=1), recipes=())
     budget_bytes = between(trace, percent)
-    best_s = best_of_all_subsets_s(trace, budget_bytes)
+    best_s = best_of_all_choices_s(trace, budget_bytes, COSTS)
     quick = plan(trace, budget_bytes, COSTS)
     better = improve(trace, quick, COSTS)
     step_s = Tape(trace, COSTS).step_s
@@ -126,3 +103,44 @@ def test_no_plan_beats_the_lower_bound(trace: Trace, device: Costs, percent: int
     best = improve(trace, plan(trace, budget_bytes, device), device, rounds=10)
     bound_s = least_stall_s(trace, budget_bytes, device)
     assert best.stall_s >= bound_s - 1e-6 * (bound_s + Tape(trace, device).step_s)
+
+
+@settings(max_examples=12)
+@given(traces.filter(lambda trace: len(trace.operators) <= 20), costs, st.integers(0, 90))
+def test_whole_storages_lie_between_water_and_any_plan(
+    trace: Trace, device: Costs, percent: int
+) -> None:
+    budget_bytes = between(trace, percent)
+    best = improve(trace, plan(trace, budget_bytes, device), device)
+    whole = least_whole_stall_s(trace, budget_bytes, device, seconds=2)
+    fluid_s = least_stall_s(trace, budget_bytes, device)
+    tolerance_s = 1e-5 * (fluid_s + Tape(trace, device).step_s)
+    assert whole.objective >= fluid_s - tolerance_s
+    assert best.stall_s >= whole.bound - tolerance_s
+
+
+def test_plans_of_small_steps_stay_near_the_bound_for_whole_storages() -> None:
+    distances = []
+    for depth, percent in [(2, 60), (2, 30), (2, 0), (3, 60), (3, 30)]:
+        trace = stack(depth, seed=3)
+        budget_bytes = between(trace, percent)
+        best = improve(trace, plan(trace, budget_bytes, COSTS), COSTS, rounds=400)
+        bound_s = least_whole_stall_s(trace, budget_bytes, COSTS, seconds=3).bound
+        distances.append((best.stall_s - bound_s) / Tape(trace, COSTS).step_s)
+    assert min(distances) > -1e-5
+    assert sum(distances) / len(distances) < 0.15
+
+
+def test_moving_returns_makes_tight_plans_better() -> None:
+    trace = stack(10, seed=3)
+    before = plan(trace, between(trace, 10), COSTS)
+    after = improve(trace, before, COSTS, rounds=400)
+    assert after.stall_s < before.stall_s - 0.05 * before.step_s
+
+
+def test_a_search_begins_with_the_returns_of_the_plan() -> None:
+    trace = stack(10, seed=3)
+    budget_bytes = between(trace, 10)
+    once = improve(trace, plan(trace, budget_bytes, COSTS), COSTS, rounds=200)
+    twice = improve(trace, once, COSTS, rounds=600)
+    assert twice.stall_s < once.stall_s

@@ -673,3 +673,24 @@ def test_a_forked_child_reads_everything_and_moves_nothing(tmp_path: Path) -> No
 
 def _digest(training: Training) -> str:
     return repr([float(p.detach().double().sum()) for p in training.model.parameters()])
+
+
+def test_room_is_made_for_a_weight_that_left_before_backward_asks_for_it(tmp_path: Path) -> None:
+    weight_bytes, saved_bytes = 4 * 2**20, 16 * 2**20
+    model = nn.Linear(1024, 1024, bias=False).requires_grad_(False)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    with Session(model, optimizer, "1GiB", folder=tmp_path) as session:
+        x = torch.randn(8, 1024, requires_grad=True)
+        other = torch.randn(saved_bytes // 4, requires_grad=True)
+        session._residency.evict("parameter:weight")
+        with session.step():
+            loss = model(x).sum()  # saves the weight, and nothing else
+            beside = other.exp().sum()  # saves what may leave
+            assert session._residency.evict("parameter:weight") == weight_bytes
+            before = session.stats().swapped_out_bytes
+            session._pressure.limit_bytes = session._pressure._held_bytes() + weight_bytes // 2
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert session.stats().swapped_out_bytes - before == saved_bytes
+            beside.backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert other.grad is not None

@@ -211,7 +211,7 @@ def test_numbers_that_a_step_reads_trace_and_its_lists_are_as_before(
 
     trace = tensile.trace(step, case.model, case.optimizer, case.batch)
     assert (losses, seen, count) == ([0.5], {"steps": 0}, 0)
-    assert "loss 1.00" in capsys.readouterr().out
+    assert capsys.readouterr().out == ""  # numbers of a step that computes nothing
     assert any("linalg_vector_norm" in operator.name for operator in trace.operators)
 
 

@@ -1,9 +1,10 @@
-"""What a job's training step does to memory, found without training: `python -m
+"""What a job's training step does to memory, found without training (but for `steps`): `python -m
 dovetail_workers.rehearsal < REQUEST`.
 
-The request is one JSON object, `{"spec": …, "workdir": …, "budget": …, "picture": …}`; the answer
-is one too, `{"forecast": …, "plan": …, "notes": […]}` or `{"refused": "a sentence"}`. It is a
-process of its own, so that neither the command line nor the server imports torch.
+The request is one JSON object, `{"spec": …, "workdir": …, "budget": …, "picture": …, "steps": …,
+"parent": …}`; the answer is one too, `{"forecast": …, "plan": …, "notes": […]}` or `{"refused": "a
+sentence"}`. It is a process of its own, so that neither the command line nor the server imports
+torch, and ends with its parent, a process id.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +26,18 @@ from dovetail_jobs.errors import DovetailError, UserError
 from dovetail_jobs.spec import JobSpec
 from dovetail_workers.numerics import reproducible
 from dovetail_workers.optimizer_step import OptimizerStep
+from dovetail_workers.process_tree import die_with_parent
 from dovetail_workers.random_state import seed_everything
 from dovetail_workers.train import workload_context
 from tensile.preview import preview
+from tensile.trial import trial
 
 
-def step_trace(spec: JobSpec, workdir: Path | None) -> tensile.Trace:
-    """One training step of a family's job, traced. Raises UserError where it cannot be."""
+@contextmanager
+def step_of(spec: JobSpec, workdir: Path | None) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """One training step of a family's job, as `tensile.trace` takes it. Raises UserError where
+    there is none.
+    """
     if spec.family is None or spec.train is None:
         raise UserError(f"job {spec.name}: is a script; only a family's step can be foreseen")
     threads = max(1, int(spec.resources.cpus))
@@ -40,14 +49,12 @@ def step_trace(spec: JobSpec, workdir: Path | None) -> tensile.Trace:
         workload = build(params, context)
         step = OptimizerStep(workload, context)
         try:
-            return tensile.trace(
+            yield (
                 step.take,
                 {name: member.module for name, member in workload.models.items()},
                 list(workload.optimizers.values()),
                 step.drawn(),
             )
-        except tensile.TraceError as error:
-            raise UserError(f"the step of {spec.family} cannot be foreseen: {error}") from None
         finally:
             step.close()
 
@@ -55,19 +62,33 @@ def step_trace(spec: JobSpec, workdir: Path | None) -> tensile.Trace:
 def rehearse(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to one request. Raises UserError with the sentence to refuse it with."""
     spec = JobSpec.model_validate(request["spec"])
-    trace = step_trace(spec, Path(request["workdir"]) if request.get("workdir") else None)
     picture = Path(request["picture"]) if request.get("picture") else None
-    try:
-        return preview(trace, request.get("budget"), picture)
-    except (tensile.BudgetError, tensile.PlanError) as error:
-        raise UserError(f"memory.budget: {request['budget']}  {error}") from None
+    steps = request.get("steps") or 0
+    with step_of(spec, Path(request["workdir"]) if request.get("workdir") else None) as parts:
+        try:
+            trace = tensile.trace(*parts)
+            measure = partial(trial, *parts, steps=steps) if steps else None
+            return preview(
+                trace,
+                request.get("budget"),
+                picture,
+                trial=None if measure is None else lambda limit: measure(budget_bytes=limit),
+            )
+        except tensile.TraceError as error:
+            raise UserError(f"the step of {spec.family} cannot be foreseen: {error}") from None
+        except (tensile.BudgetError, tensile.PlanError) as error:
+            raise UserError(f"memory.budget: {request['budget']}  {error}") from None
+        except tensile.TierError as error:
+            raise UserError(str(error)) from None
 
 
 def main() -> int:
     out = os.dup(1)
     os.dup2(2, 1)  # what a family prints is not the answer
+    request = json.load(sys.stdin)
+    die_with_parent(request["parent"])
     try:
-        answer = rehearse(json.load(sys.stdin))
+        answer = rehearse(request)
     except DovetailError as error:
         answer = {"refused": str(error)}
     os.write(out, json.dumps(answer).encode())

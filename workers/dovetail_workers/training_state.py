@@ -131,7 +131,9 @@ def _load_optimizer(
         for key, value in values.items():
             # What has no tensor stays the object it is: groups share theirs, and a checkpoint
             # says who shares what.
-            if key != "params" and any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value)):
+            if key != "params" and any(
+                isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value)
+            ):
                 values[key] = tree_map(own, value)
 
 

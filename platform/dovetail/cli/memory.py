@@ -48,11 +48,14 @@ def plan(
         Path | None,
         typer.Option(help="Draw the step's timeline into this file, as .png and .svg."),
     ] = None,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Train so many steps here, and measure the peak.")
+    ] = 0,
     changes: Changes = None,
     as_json: AsJson = False,
 ) -> None:
     """Plan a training step under a budget: what moves, and what it costs."""
-    answer = _rehearse(file, changes, budget=budget, picture=picture)
+    answer = _rehearse(file, changes, budget=budget, picture=picture, steps=steps)
     if as_json:
         print_json(answer)
         return
@@ -66,6 +69,7 @@ def plan(
             ("planned", f"peak {format_bytes(found['peak_bytes'])}"),
             ("by", f"{moves}, {found['recomputations']} recomputations"),
             ("step", f"{found['step_s']:.3g} s by estimate, {stall}"),
+            *_measured(answer.get("measured")),
             ("picture", ", ".join(answer.get("pictures", ()))),
         ]
     )
@@ -83,6 +87,15 @@ def forecast_facts(found: Json) -> list[tuple[str, str]]:
         ("forecast", f"peak {format_bytes(found['peak_bytes'])} (± {margin})"),
         ("at the peak", classes),
         ("floor", f"{format_bytes(found['floor_bytes'])} is the least that a plan can keep"),
+    ]
+
+
+def _measured(found: Json | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    peak, moved = format_bytes(found["peak_bytes"]), format_bytes(found["moved_bytes"])
+    return [
+        ("measured", f"peak {peak}, {found['step_s']:.3g} s for a step, {moved} out in each"),
     ]
 
 

@@ -19,6 +19,7 @@ from dovetail_jobs.errors import UserError
 from dovetail_jobs.spec import JobSpec
 
 TIME_LIMIT_S = 300.0
+_NICE = 10
 Answer = dict[str, Any]
 
 
@@ -28,8 +29,16 @@ class Forecasts:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def of(self, spec: JobSpec, *, workdir: Path | None = None, code: str | None = None) -> Answer:
+    def of(
+        self,
+        spec: JobSpec,
+        *,
+        workdir: Path | None = None,
+        code: str | None = None,
+        in_background: bool = False,
+    ) -> Answer:
         """The forecast of a resolved family's job. Blocks for seconds where it is not kept yet.
+        `in_background` leaves the processors to others.
 
         Raises UserError for a script, and where the step cannot be foreseen.
         """
@@ -37,7 +46,7 @@ class Forecasts:
         with contextlib.suppress(OSError, ValueError):
             answer: Answer = json.loads(kept.read_text())
             return answer
-        answer = rehearse(spec, workdir=workdir)
+        answer = rehearse(spec, workdir=workdir, in_background=in_background)
         self._folder.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(answer))
@@ -51,17 +60,22 @@ def rehearse(
     workdir: Path | None = None,
     budget: str | int | None = None,
     picture: Path | None = None,
+    steps: int = 0,
+    in_background: bool = False,
 ) -> Answer:
     """Ask a child process, which imports torch and the job's own code, and ends.
 
     With a `budget` there is a plan in the answer too, and its timeline in files named `picture`
-    with .png and .svg. Raises UserError with the child's sentence.
+    with .png and .svg; with `steps` the child trains so many of them and says what it measured.
+    Raises UserError with the child's sentence.
     """
     request = {
         "spec": spec.to_json(),
         "workdir": str(workdir or spec.workdir or "") or None,
         "budget": budget,
         "picture": None if picture is None else str(picture),
+        "steps": steps,
+        "parent": os.getpid(),
     }
     child = subprocess.Popen(
         [sys.executable, "-m", "dovetail_workers.rehearsal"],
@@ -71,6 +85,9 @@ def rehearse(
         start_new_session=True,
     )
     with child:
+        if in_background:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.setpriority(os.PRIO_PROCESS, child.pid, _NICE)
         try:
             out, err = child.communicate(json.dumps(request).encode(), timeout=TIME_LIMIT_S)
         except subprocess.TimeoutExpired:

@@ -66,6 +66,8 @@ class Platform:
         server: ServerState,
         changes: Changes,
         nudge: Callable[[], None],
+        code: CodeShelf,
+        forecasts: Forecasts,
         settings: Settings,
         url: str,
     ) -> None:
@@ -74,8 +76,7 @@ class Platform:
         self._server = server
         self._settings, self._url = settings, url
         self._nodes = Nodes(settings, state, store)
-        self._code = CodeShelf(storage, settings.code_limit_bytes)
-        self._forecasts = Forecasts(settings.home / "forecasts")
+        self._code, self._forecasts = code, forecasts
         self._born_s = time.monotonic()
         self.on_shutdown: Callable[[], None] = lambda: None
         self.stop_ray = False

@@ -256,6 +256,17 @@ class Store:
                 )
             return True
 
+    def set_forecast(self, job_id: str, peak_bytes: int) -> bool:
+        """Keep what a job's memory was foreseen to peak at; True if that was not known. The worker
+        of a managed job says it too, and is right.
+        """
+        with self._write() as session:
+            job = _locked(session, job_id)
+            if job.memory.get("forecast_bytes") is not None:
+                return False
+            job.memory = {**job.memory, "forecast_bytes": peak_bytes}
+            return True
+
     def mark_stop_requested(self, job_id: str, attempt: int, now: datetime) -> bool:
         """Remember that the cluster was told to stop this attempt; True the first time."""
         return self._mark(job_id, attempt, Attempt.stop_requested_at.key, now)

@@ -1,0 +1,256 @@
+"""The coordinator of a device, at a Unix socket: one connection for each job.
+
+A connection that closes, however its process ended, gives its bytes back. Who may open the socket's
+folder may join. A socket whose broker is dead is replaced; two brokers on one path cannot be, since
+the one that lives holds a lock beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tensile.coordinator.coordinator import Coordinator, Share
+from tensile.coordinator.messages import (
+    Beginning,
+    Command,
+    Drifted,
+    Event,
+    Joined,
+    Left,
+    Look,
+    Refused,
+    Returned,
+    Ticked,
+    Wanted,
+)
+from tensile.coordinator.wire import LONGEST_LINE_BYTES, Message, WireError, decode, encode
+
+TICK_S = 1.0
+RETURN_S = 2.0  # for jobs of a broker that died to come back
+
+
+class BrokerError(RuntimeError):
+    """No broker can be at that path; the message says why."""
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    socket: socket.socket
+    received: bytearray = field(default_factory=bytearray)
+    to_send: bytearray = field(default_factory=bytearray)
+    job: str | None = None
+    heard: int = 0  # the number of its last word
+
+
+class Broker:
+    """Serves `path` from `start` to `stop`, in a thread of its own. `on_change` hears, in that
+    thread, after every event that came.
+
+    With `resumes`, jobs of a broker before it have RETURN_S to come back with what they hold.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device_bytes: int,
+        *,
+        resumes: bool = False,
+        on_change: Callable[[tuple[Share, ...]], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path, self._clock, self._on_change = path, clock, on_change
+        opens_at_s = clock() + RETURN_S if resumes else clock()
+        self._coordinator = Coordinator(device_bytes, opens_at_s)
+        self._guard = threading.Lock()
+        self._jobs: dict[str, _Connection] = {}
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="broker", daemon=True)
+        self._lock_descriptor = -1
+
+    def start(self) -> Self:
+        """Raises BrokerError where another one serves this path, or nothing can."""
+        try:
+            self._lock_descriptor = _lock(self._path.with_suffix(".lock"))
+            with contextlib.suppress(FileNotFoundError):
+                self._path.unlink()
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(str(self._path))
+            self._path.chmod(0o600)
+            listener.listen(64)
+        except BlockingIOError:
+            raise BrokerError(f"{self._path}: another broker serves it already") from None
+        except OSError as error:
+            if self._lock_descriptor >= 0:
+                os.close(self._lock_descriptor)
+            raise BrokerError(f"{self._path}: {error.strerror or error}") from error
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._woken = socket.socketpair()
+        for ready in (listener, self._woken):
+            ready.setblocking(False)
+            self._selector.register(ready, selectors.EVENT_READ)
+        self._listener = listener
+        self._thread.start()
+        return self
+
+    def shares(self) -> tuple[Share, ...]:
+        """How each job stands now."""
+        with self._guard:
+            return self._coordinator.shares(self._clock())
+
+    def stop(self) -> None:
+        """Close every connection; jobs go on with what they hold."""
+        self._stopping = True
+        self._wake.send(b"x")
+        self._thread.join()
+        self._wake.close()
+        self._woken.close()
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        os.close(self._lock_descriptor)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # the thread
+
+    def _run(self) -> None:
+        connections: set[_Connection] = set()
+        while not self._stopping:
+            ready = self._selector.select(TICK_S)
+            if not ready:
+                self._handle(Ticked())
+            for key, mask in ready:
+                if key.fileobj is self._listener:
+                    connections.add(self._accept())
+                elif isinstance(key.data, _Connection):
+                    if mask & selectors.EVENT_READ and not self._read(key.data):
+                        self._drop(key.data)
+                        connections.discard(key.data)
+                    elif mask & selectors.EVENT_WRITE:
+                        self._flush(key.data)
+        for connection in connections:
+            connection.socket.close()
+        self._selector.close()
+        self._listener.close()
+
+    def _accept(self) -> _Connection:
+        accepted, _ = self._listener.accept()
+        accepted.setblocking(False)
+        connection = _Connection(accepted)
+        self._selector.register(accepted, selectors.EVENT_READ, connection)
+        return connection
+
+    def _read(self, connection: _Connection) -> bool:
+        """False where the connection is over."""
+        try:
+            data = connection.socket.recv(65536)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        connection.received += data
+        while (end := connection.received.find(b"\n")) >= 0:
+            line = bytes(connection.received[:end])
+            del connection.received[: end + 1]
+            if not self._told(connection, line):
+                return False
+        return bool(data) and len(connection.received) <= LONGEST_LINE_BYTES
+
+    def _told(self, connection: _Connection, line: bytes) -> bool:
+        """A job speaks for itself only. False for what no job of this version says."""
+        try:
+            connection.heard, message = decode(line)
+        except WireError:
+            return False
+        match message:
+            case Look():
+                for share in self.shares():
+                    self._send(connection, share)
+                return False  # who only looks has seen all
+            case Joined():
+                name = message.member.job
+                if connection.job not in (None, name) or self._jobs.get(name, connection) is not (
+                    connection
+                ):
+                    self._send(connection, Refused(job=name, reason=f"{name} is here already"))
+                    return False
+                connection.job = name
+                self._jobs[name] = connection
+            case Drifted() if message.member.job == connection.job:
+                pass
+            case Wanted() | Returned() | Beginning() if message.job == connection.job:
+                pass
+            case _:
+                return False
+        self._handle(message)
+        return True
+
+    def _drop(self, connection: _Connection) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(connection.socket)
+        connection.socket.close()
+        if connection.job is not None:
+            del self._jobs[connection.job]
+            self._handle(Left(job=connection.job))
+
+    def _handle(self, event: Event) -> None:
+        with self._guard:
+            try:
+                commands = self._coordinator.handle(event, self._clock())
+            except KeyError:
+                return  # it speaks before it is admitted, and will hear when it is
+        for command in commands:
+            if command.job in self._jobs:
+                self._send(self._jobs[command.job], command)
+        if not isinstance(event, Ticked) or commands:
+            self._on_change(self.shares())
+
+    def _send(self, connection: _Connection, message: Command | Message) -> None:
+        connection.to_send += encode(message, connection.heard)
+        self._flush(connection)
+
+    def _flush(self, connection: _Connection) -> None:
+        """A job that reads nothing is not waited for: what it should hear is kept."""
+        try:
+            sent = connection.socket.send(connection.to_send)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            connection.to_send.clear()  # the next read finds that it is over
+            return
+        del connection.to_send[:sent]
+        events = selectors.EVENT_READ
+        if connection.to_send:
+            events |= selectors.EVENT_WRITE
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.modify(connection.socket, events, connection)
+
+
+def _lock(path: Path) -> int:
+    """Held for as long as this process lives, whatever its threads do."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -1,0 +1,212 @@
+"""A job's end of the broker's socket: how much it may hold now, and the words for more and less.
+
+Where the broker is gone the job goes on with what it holds, and says so to the next one at that
+path. Every call answers within a bounded time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tensile.coordinator.apportion import Member
+from tensile.coordinator.coordinator import Share
+from tensile.coordinator.messages import (
+    Admitted,
+    Begin,
+    Beginning,
+    Drifted,
+    Granted,
+    Joined,
+    Look,
+    Refused,
+    Returned,
+    Target,
+    Wanted,
+)
+from tensile.coordinator.wire import Message, WireError, decode, encode
+
+ANSWER_S = 1.0  # a broker answers within microseconds; one that is stopped does not
+AGAIN_S = 0.2  # between two looks for a broker
+
+
+class LeaseRefused(RuntimeError):
+    """The device can never hold this job; the message says why."""
+
+
+class Lease:
+    """`lease_bytes` may be held now, `cap_bytes` is what to plan for. Any thread may call."""
+
+    def __init__(self, path: Path, member: Member, *, holds_bytes: int = 0) -> None:
+        self.lease_bytes, self.cap_bytes = holds_bytes, member.profile.peak_bytes
+        self._path, self._member = path, member
+        self._news = threading.Condition()
+        self._socket: socket.socket | None = None
+        self._number = self._returned_at = self._heard = 0
+        self._after_s = 0.0
+        self._admitted = holds_bytes > 0
+        self._refusal: str | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until the device has room for the job's minimum; False where it has none yet.
+
+        Raises LeaseRefused where it never will.
+        """
+        with self._news:
+            self._news.wait_for(lambda: self._admitted or self._refusal is not None, timeout_s)
+            if self._refusal is not None and not self._admitted:
+                raise LeaseRefused(self._refusal)
+            return self._admitted
+
+    def want(self, lease_bytes: int) -> int:
+        """Ask for so much, and answer how much there is: never less than before. Waits for no
+        other job.
+        """
+        with self._news:
+            if lease_bytes > self.lease_bytes:
+                self._ask(Wanted(job=self._member.job, lease_bytes=lease_bytes))
+            return self.lease_bytes
+
+    def give_back(self, lease_bytes: int) -> None:
+        """At most so much is held, and no more will be without asking."""
+        with self._news:
+            lower_bytes = max(lease_bytes, self._member.profile.minimum_bytes)
+            if lower_bytes < self.lease_bytes:
+                self.lease_bytes = lower_bytes
+                self._returned_at = self._say(
+                    Returned(job=self._member.job, lease_bytes=lower_bytes)
+                )
+
+    def begin_step(self) -> float:
+        """Wait before a step as long as the other jobs' peaks ask for; how many seconds that was.
+        Not at all where no broker answers.
+        """
+        with self._news:
+            self._after_s = 0.0
+            self._ask(Beginning(job=self._member.job))
+            if self._after_s <= 0:
+                return 0.0
+            begin_s = time.monotonic()
+            self._news.wait_for(lambda: self._closed or self._socket is None, self._after_s)
+            return time.monotonic() - begin_s
+
+    def changed(self, member: Member) -> None:
+        """The job is another than was thought: a new profile."""
+        with self._news:
+            self._member = member
+            self._say(Drifted(member=member))
+
+    @property
+    def is_connected(self) -> bool:
+        return self._socket is not None
+
+    def close(self) -> None:
+        """Everything is given back."""
+        with self._news:
+            self._closed = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):  # the other end was first
+                    self._socket.shutdown(socket.SHUT_RDWR)
+            self._news.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _say(self, message: Message) -> int:
+        """Its number. What nobody hears is said again by `Joined`, when somebody does."""
+        self._number += 1
+        if self._socket is not None:
+            try:
+                self._socket.sendall(encode(message, self._number))
+            except OSError:
+                self._socket = None
+        return self._number
+
+    def _ask(self, message: Message) -> None:
+        number = self._say(message)
+        if self._socket is not None:
+            self._news.wait_for(lambda: self._heard >= number or self._socket is None, ANSWER_S)
+
+    # the thread that listens
+
+    def _run(self) -> None:
+        while not self._closed:
+            connection = self._connected()
+            if connection is None:
+                with self._news:
+                    self._news.wait_for(lambda: self._closed, AGAIN_S)
+                continue
+            with connection:
+                self._listen(connection)
+            with self._news:
+                self._socket = None
+                self._news.notify_all()
+
+    def _connected(self) -> socket.socket | None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(self._path))
+        except OSError:
+            connection.close()
+            return None
+        with self._news:
+            if self._closed:
+                connection.close()
+                return None
+            self._socket = connection
+            held_bytes = self.lease_bytes if self._admitted else 0
+            self._returned_at = self._say(Joined(member=self._member, holds_bytes=held_bytes))
+        return connection
+
+    def _listen(self, connection: socket.socket) -> None:
+        with connection.makefile("rb") as lines:
+            try:
+                for line in lines:
+                    with self._news:
+                        self._hear(*decode(line))
+                        self._news.notify_all()
+            except (OSError, WireError):
+                return
+
+    def _hear(self, number: int, message: Message) -> None:
+        match message:
+            case Admitted():
+                self._admitted = True
+            case Refused():
+                self._refusal = message.reason
+            case Target():
+                self.cap_bytes = message.cap_bytes
+            case Granted() if number >= self._returned_at:
+                self.lease_bytes = message.lease_bytes
+            case Begin():
+                self._after_s = message.after_s
+        if isinstance(message, Granted | Begin):
+            self._heard = number
+
+
+def look(path: Path) -> tuple[Share, ...]:
+    """How the jobs of the broker at `path` stand. Raises OSError where none answers."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(ANSWER_S)
+        connection.connect(str(path))
+        connection.sendall(encode(Look(), 0))
+        with connection.makefile("rb") as lines:
+            messages = [decode(line)[1] for line in lines]
+    return tuple(message for message in messages if isinstance(message, Share))

@@ -1,0 +1,113 @@
+"""What jobs tell the coordinator, and what it tells them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tensile.coordinator.apportion import Member
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """A job wants on the device; or, with `holds_bytes`, is on it since before this coordinator
+    began, and holds so much.
+    """
+
+    member: Member
+    holds_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """A job ended, however it did: its process is gone, and its bytes with it."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A job needs its lease to be so many bytes; answered at once with Granted."""
+
+    job: str
+    lease_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Returned:
+    """A job holds at most so many bytes now, and needs no more of its lease."""
+
+    job: str
+    lease_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drifted:
+    """A job turned out to be another than its profile said."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """A job is about to begin a step; answered at once with Begin."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticked:
+    """Time passed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Somebody who is no job asks how all jobs stand."""
+
+
+Event = Joined | Left | Wanted | Returned | Drifted | Beginning | Ticked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """The job may begin: it owns `minimum_bytes` for good."""
+
+    job: str
+    minimum_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The job can never be on this device; `reason` is a sentence."""
+
+    job: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """From its next step on the job plans for `cap_bytes`. Where its lease is more, it returns what
+    is over as soon as it holds no more than that.
+    """
+
+    job: str
+    cap_bytes: int
+    rung: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """The job may hold so many bytes from now on."""
+
+    job: str
+    lease_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """The job begins its step after so many seconds, or when it has waited enough itself."""
+
+    job: str
+    after_s: float
+
+
+Command = Admitted | Refused | Target | Granted | Begin

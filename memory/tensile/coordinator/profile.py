@@ -1,0 +1,89 @@
+"""What a job asks of a device: its ladder of plans, each with its bytes over one step."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
+
+SAMPLES = 32  # of a step's curve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """A plan: the lease it needs, the time of its step, and the most bytes that it holds in each of
+    `SAMPLES` equal parts of that time.
+    """
+
+    bytes: int
+    step_s: float
+    curve: tuple[int, ...]
+
+    @classmethod
+    def flat(cls, size_bytes: int, step_s: float = 1.0) -> Self:
+        """Of a job of which only the peak is known."""
+        return cls(bytes=size_bytes, step_s=step_s, curve=(size_bytes,) * SAMPLES)
+
+    @classmethod
+    def sampled(
+        cls,
+        *,
+        lease_bytes: int,
+        step_s: float,
+        start_s: Sequence[float],
+        live_bytes: Sequence[int],
+        beside_bytes: int,
+    ) -> Self:
+        """From a timeline: `live_bytes[p]` is held from `start_s[p]` on; `beside_bytes` always."""
+        bounds = [step_s * part / SAMPLES for part in range(SAMPLES + 1)]
+        curve = []
+        for begin_s, end_s in pairwise(bounds):
+            first = max(bisect_right(start_s, begin_s) - 1, 0)
+            last = max(bisect_right(start_s, end_s) - 1, first)
+            curve.append(max(live_bytes[first : last + 1]) + beside_bytes)
+        return cls(bytes=lease_bytes, step_s=step_s, curve=tuple(curve))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """`rungs` from the natural peak down to the least that a plan has certified: ever fewer bytes,
+    never a shorter step. Raises ValueError for anything else.
+    """
+
+    rungs: tuple[Rung, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rungs:
+            raise ValueError("a profile needs a rung")
+        for upper, lower in pairwise(self.rungs):
+            if upper.bytes <= lower.bytes or upper.step_s > lower.step_s:
+                raise ValueError(f"rungs must go down: {upper.bytes}, then {lower.bytes} bytes")
+        for rung in self.rungs:
+            if len(rung.curve) != SAMPLES or not 0 < max(rung.curve) <= rung.bytes:
+                raise ValueError(f"a curve must have {SAMPLES} parts of at most {rung.bytes} bytes")
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.rungs[0].bytes
+
+    @property
+    def minimum_bytes(self) -> int:
+        return self.rungs[-1].bytes
+
+    def speed(self, rung: int) -> float:
+        """Of a step on that rung, over a step with all the memory it wants."""
+        return self.rungs[0].step_s / self.rungs[rung].step_s
+
+    def rung_for(self, size_bytes: int) -> int:
+        """The highest rung that so many bytes are enough for; the lowest where none is."""
+        for number, rung in enumerate(self.rungs):
+            if rung.bytes <= size_bytes:
+                return number
+        return len(self.rungs) - 1
+
+
+def declared(size_bytes: int) -> Profile:
+    """Of a job that says how much it takes and cannot do with less."""
+    return Profile(rungs=(Rung.flat(size_bytes),))

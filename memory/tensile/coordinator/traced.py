@@ -1,0 +1,30 @@
+"""A job's profile from the trace of its step."""
+
+from __future__ import annotations
+
+from tensile.allowance import with_allowance
+from tensile.coordinator.profile import Profile, Rung
+from tensile.costs import Costs
+from tensile.rungs import ladder
+from tensile.sequence import Trace
+from tensile.simulator import simulate
+
+
+def traced(trace: Trace, costs: Costs) -> Profile:
+    """The ladder's plans, each with its curve over time and with what a process takes beside."""
+    rungs: list[Rung] = []
+    for plan in ladder(trace, costs):
+        timeline = simulate(trace, plan, costs)
+        lease_bytes = with_allowance(plan.peak_bytes)
+        if rungs and (lease_bytes >= rungs[-1].bytes or timeline.step_s < rungs[-1].step_s):
+            continue  # no cheaper than the one above
+        rungs.append(
+            Rung.sampled(
+                lease_bytes=lease_bytes,
+                step_s=timeline.step_s,
+                start_s=timeline.start_s,
+                live_bytes=timeline.live_bytes,
+                beside_bytes=lease_bytes - plan.peak_bytes,
+            )
+        )
+    return Profile(rungs=tuple(rungs))

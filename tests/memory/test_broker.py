@@ -1,0 +1,191 @@
+"""Leases over a real socket: asked for, given back, and never lost with a process or a broker."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.attempts import wait_for
+from tensile.coordinator import Member, Profile, Rung, declared
+from tensile.coordinator.broker import Broker, BrokerError
+from tensile.coordinator.lease import Lease, LeaseRefused, look
+from tensile.coordinator.messages import Admitted, Granted, Returned
+from tensile.coordinator.wire import decode, encode
+
+DEVICE = 1000
+NEVER_S = 0.2
+
+
+def member(name: str, peak: int = 900, minimum: int = 300) -> Member:
+    rungs = (Rung.flat(peak, 1.0), Rung.flat(minimum, 2.0))
+    return Member(job=name, profile=Profile(rungs=rungs))
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="dt-") as folder:  # a socket's path has 107 bytes
+        yield Path(folder, "broker.sock")
+
+
+@pytest.fixture
+def broker(place: Path) -> Iterator[Broker]:
+    with Broker(place, DEVICE) as broker:
+        yield broker
+
+
+def until(what: str, is_so: Callable[[], bool]) -> None:
+    wait_for(what, lambda: is_so() or None)
+
+
+def test_a_job_gives_way_to_the_next_and_gets_back_what_that_one_leaves(
+    broker: Broker, place: Path
+) -> None:
+    with Lease(place, member("a")) as first:
+        assert first.join(10)
+        until("all that it wants", lambda: first.lease_bytes == 900)
+        with Lease(place, member("b")) as second:
+            assert not second.join(NEVER_S)
+            until("a lower cap", lambda: first.cap_bytes < 900)
+            first.give_back(first.cap_bytes)
+            assert second.join(10)
+            until("the rest", lambda: second.lease_bytes == DEVICE - first.lease_bytes)
+            assert sum(share.lease_bytes for share in look(place)) == DEVICE
+        until("all again", lambda: first.lease_bytes == 900)
+
+
+def test_the_bytes_of_a_process_that_is_killed_are_back_at_once(
+    broker: Broker, place: Path
+) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tensile.coordinator import Member, declared; "
+        "from tensile.coordinator.lease import Lease; "
+        "lease = Lease(Path(sys.argv[1]), Member(job='b', profile=declared(600))); "
+        "print(lease.join(20), flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(place)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "True\n"
+        with Lease(place, member("a")) as lease:
+            assert lease.join(10)
+            until("what is left", lambda: lease.lease_bytes == 400)
+            child.send_signal(signal.SIGKILL)
+            until("all that it wants", lambda: lease.lease_bytes == 900)
+
+
+def test_jobs_outlive_their_broker_and_tell_the_next_one_what_they_hold(place: Path) -> None:
+    with Lease(place, member("a")) as lease:
+        with Broker(place, DEVICE):
+            assert lease.join(10)
+            until("all that it wants", lambda: lease.lease_bytes == 900)
+        until("that it is gone", lambda: not lease.is_connected)
+        assert lease.want(950) == 900
+        assert lease.begin_step() == 0
+        lease.give_back(700)
+        with Broker(place, DEVICE, resumes=True) as second:
+            until("that it is back", lambda: [s.lease_bytes for s in second.shares()] == [700])
+            with Lease(place, member("b")) as newcomer:
+                assert newcomer.join(10)
+                assert sum(share.lease_bytes for share in second.shares()) <= DEVICE
+
+
+def test_who_can_never_be_held_is_told_so_and_a_name_is_there_once(
+    broker: Broker, place: Path
+) -> None:
+    with (
+        Lease(place, Member(job="a", profile=declared(1200))) as lease,
+        pytest.raises(LeaseRefused, match="1200 bytes, and the device has 1000"),
+    ):
+        lease.join(10)
+    with Lease(place, member("b")) as first, Lease(place, member("b")) as second:
+        outcomes = sorted(outcome(lease) for lease in (first, second))
+        assert outcomes == ["True", "b is here already"]
+        assert len(look(place)) == 1
+
+
+def outcome(lease: Lease) -> str:
+    try:
+        return str(lease.join(10))
+    except LeaseRefused as refused:
+        return str(refused)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GET / HTTP/1.1\n",
+        b'{"type": "Left", "number": 1, "job": "a"}\n',
+        b'{"type": "Returned", "number": 1, "job": "a", "lease_bytes": 0}\n',
+        b'{"type": "Joined", "number": 1, "member": {"job": "x", "profile": {"rungs": []}}}\n',
+        b"[]\n",
+        b"x" * 3_000_000,
+    ],
+)
+def test_who_speaks_nonsense_or_for_others_is_cut_off_alone(
+    broker: Broker, place: Path, line: bytes
+) -> None:
+    with Lease(place, member("a")) as lease:
+        assert lease.join(10)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
+            stranger.settimeout(10)
+            stranger.connect(str(place))
+            try:
+                stranger.sendall(line)
+                assert stranger.recv(1) == b""
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it did not listen to the end
+        until("its answer", lambda: lease.want(900) == 900)
+
+
+def test_two_brokers_are_never_on_one_path_and_a_dead_ones_socket_is_replaced(
+    place: Path,
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
+        left.bind(str(place))  # as after SIGKILL: nobody listens
+    with Broker(place, DEVICE) as first:
+        with pytest.raises(BrokerError, match="another broker serves it already"):
+            Broker(place, DEVICE).start()
+        assert first.shares() == ()
+    assert not place.exists()
+
+
+def test_a_grant_from_before_a_return_is_not_taken_for_one_after_it(place: Path) -> None:
+    """The broker's words cross the job's on the way."""
+    lease: Lease
+    seen: list[int] = []
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as lines:
+            number, _ = decode(next(lines))
+            connection.sendall(encode(Admitted(job="a", minimum_bytes=300), number))
+            connection.sendall(encode(Granted(job="a", lease_bytes=900), number))
+            returned, message = decode(next(lines))
+            assert isinstance(message, Returned)
+            connection.sendall(encode(Granted(job="a", lease_bytes=900), number))
+            connection.sendall(encode(Granted(job="a", lease_bytes=650), returned))
+            until("the new one", lambda: lease.lease_bytes == 650)
+            seen.append(lease.lease_bytes)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        server = threading.Thread(target=serve, args=(listener,))
+        with Lease(place, member("a")) as lease:
+            server.start()
+            assert lease.join(10)
+            until("all that it wants", lambda: lease.lease_bytes == 900)
+            lease.give_back(600)
+            lowest = [lease.lease_bytes]
+            server.join()
+    assert (lowest, seen) == ([600], [650])

@@ -1,0 +1,408 @@
+"""Several jobs on one device: leases never sum above it, and everybody gets through."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from helpers import synthetic_trace
+from tensile.allowance import with_allowance
+from tensile.coordinator import (
+    Coordinator,
+    Member,
+    Profile,
+    Rung,
+    apportion,
+    declared,
+    traced,
+)
+from tensile.coordinator.interlock import interlock, wait_s
+from tensile.coordinator.messages import (
+    Admitted,
+    Begin,
+    Beginning,
+    Command,
+    Drifted,
+    Event,
+    Granted,
+    Joined,
+    Left,
+    Refused,
+    Returned,
+    Target,
+    Ticked,
+    Wanted,
+)
+from tensile.coordinator.profile import SAMPLES
+from tensile.costs import Costs
+from tensile.floor import floor_bytes
+from tensile.rungs import ladder as ladder_of
+from tensile.sequence import Trace
+
+DEVICE = 1000
+
+
+def triangle(peak: int, base: int, step_s: float = 1.0) -> Rung:
+    """Rises through the first half of a step and falls through the second."""
+    half = SAMPLES / 2
+    curve = (base + (peak - base) * (1 - abs(part + 1 - half) / half) for part in range(SAMPLES))
+    return Rung(bytes=peak, step_s=step_s, curve=tuple(math.ceil(held) for held in curve))
+
+
+def ladder(peak: int, *, base: int | None = None, minimum: int | None = None) -> Profile:
+    """Ever fewer bytes for ever longer steps."""
+    base = peak // 4 if base is None else base
+    minimum = peak // 4 if minimum is None else minimum
+    sizes = sorted({peak, *(s for s in (peak * 3 // 4, peak // 2) if s > minimum), minimum})
+    rungs = [triangle(size, min(base, size), 1 + (peak - size) / peak) for size in reversed(sizes)]
+    return Profile(rungs=tuple(rungs))
+
+
+# dividing
+
+
+def test_two_equal_steps_that_interlock_need_three_quarters_of_the_sum_of_their_peaks() -> None:
+    rung = triangle(400, 100)
+    assert interlock([rung, rung]).peak_bytes <= 0.75 * 800
+    assert abs(interlock([rung, rung]).offsets[1] - SAMPLES // 2) <= 1
+
+
+def test_steps_of_unlike_length_count_with_the_sum_of_their_peaks() -> None:
+    assert interlock([triangle(400, 100, 1.0), triangle(400, 100, 1.5)]).peak_bytes == 800
+
+
+def test_a_step_waits_until_the_other_ones_peak_has_passed_and_not_longer() -> None:
+    rung = triangle(400, 100)
+    assert wait_s(rung, [(rung, 0.0)], 800) == 0.0
+    assert wait_s(rung, [(rung, 0.0)], 600) == pytest.approx(0.4, abs=0.15)
+    assert wait_s(rung, [(rung, 0.5)], 600) == 0.0
+    assert wait_s(rung, [(rung, 0.0)], 100) == 0.0  # no wait would help
+
+
+def test_bytes_go_where_they_make_most_speed_and_none_is_left_unused() -> None:
+    thrifty = Profile(rungs=(Rung.flat(600, 1.0), Rung.flat(300, 1.01)))
+    hungry = Profile(rungs=(Rung.flat(600, 1.0), Rung.flat(300, 2.0)))
+    division = apportion(
+        [Member(job="thrifty", profile=thrifty), Member(job="hungry", profile=hungry)], DEVICE
+    )
+    assert division is not None
+    assert [p.rung for p in division.portions] == [1, 0]
+    assert sum(p.cap_bytes for p in division.portions) == DEVICE
+
+
+def test_a_high_priority_is_served_before_the_others_get_more_than_their_minimum() -> None:
+    members = [Member(job=str(i), profile=ladder(600), priority=int(i == 1)) for i in range(3)]
+    division = apportion(members, DEVICE)
+    assert division is not None
+    assert division.portions[1].speed == 1.0
+
+
+@given(
+    peaks=st.lists(st.integers(40, 900), min_size=1, max_size=4),
+    weights=st.lists(st.floats(0.25, 4), min_size=4, max_size=4),
+)
+def test_a_division_fits_and_nobody_is_below_the_minimum(
+    peaks: list[int], weights: list[float]
+) -> None:
+    members = [
+        Member(job=str(i), profile=ladder(peak), weight=weights[i]) for i, peak in enumerate(peaks)
+    ]
+    division = apportion(members, DEVICE)
+    minima = sum(member.profile.minimum_bytes for member in members)
+    assert (division is None) == (minima > DEVICE)
+    if division is None:
+        return
+    for member, portion in zip(members, division.portions, strict=True):
+        profile = member.profile
+        assert profile.minimum_bytes <= portion.cap_bytes <= profile.peak_bytes
+        assert profile.rungs[portion.rung].bytes <= portion.cap_bytes
+    if division.interlocked:
+        rungs = [m.profile.rungs[p.rung] for m, p in zip(members, division.portions, strict=True)]
+        assert interlock(rungs).peak_bytes <= DEVICE
+    else:
+        assert sum(portion.cap_bytes for portion in division.portions) <= DEVICE
+
+
+@settings(max_examples=30, deadline=None)
+@given(trace=synthetic_trace.traces, costs=synthetic_trace.costs)
+def test_a_traced_job_is_a_ladder_whose_curves_reach_what_their_plans_hold(
+    trace: Trace, costs: Costs
+) -> None:
+    profile = traced(trace, costs)
+    plans = {with_allowance(plan.peak_bytes): plan for plan in ladder_of(trace, costs)}
+    assert profile.minimum_bytes >= floor_bytes(trace)
+    for rung in profile.rungs:
+        assert max(rung.curve) == rung.bytes
+        assert rung.bytes in plans
+
+
+# one event after the other
+
+
+def lease_of(coordinator: Coordinator, job: str) -> int:
+    return next(share.lease_bytes for share in coordinator.shares(0) if share.job == job)
+
+
+def flat_ladder(peak: int, minimum: int) -> Profile:
+    return Profile(rungs=(Rung.flat(peak, 1.0), Rung.flat(minimum, 2.0)))
+
+
+def test_a_job_alone_gets_all_that_it_wants_and_gives_way_to_the_next() -> None:
+    coordinator = Coordinator(DEVICE)
+    first = coordinator.handle(
+        Joined(member=Member(job="a", profile=flat_ladder(900, 300))), now_s=0
+    )
+    assert first == (
+        Admitted(job="a", minimum_bytes=300),
+        Target(job="a", cap_bytes=900, rung=0),
+        Granted(job="a", lease_bytes=300),
+        Granted(job="a", lease_bytes=900),
+    )
+    second = coordinator.handle(
+        Joined(member=Member(job="b", profile=flat_ladder(900, 300))), now_s=1
+    )
+    (told,) = second  # that it has to shrink; the newcomer waits for it
+    assert isinstance(told, Target)
+    assert (told.job, told.cap_bytes < 900) == ("a", True)
+    assert "waits for 300 bytes, of which 100 are free" in coordinator.shares(1)[1].message
+    third = coordinator.handle(Returned(job="a", lease_bytes=told.cap_bytes), now_s=2)
+    assert third[0] == Admitted(job="b", minimum_bytes=300)
+    assert third[-1] == Granted(job="b", lease_bytes=DEVICE - told.cap_bytes)
+    last = coordinator.handle(Left(job="b"), now_s=3)
+    assert last == (
+        Target(job="a", cap_bytes=900, rung=0),
+        Granted(job="a", lease_bytes=900),
+    )
+
+
+def test_a_minimum_that_no_device_has_is_refused_with_both_numbers() -> None:
+    (refused,) = Coordinator(DEVICE).handle(
+        Joined(member=Member(job="a", profile=declared(1200))), now_s=0
+    )
+    assert isinstance(refused, Refused)
+    assert "1200" in refused.reason
+    assert "1000" in refused.reason
+
+
+def test_interlocked_jobs_ask_for_more_and_are_answered_at_once() -> None:
+    coordinator = Coordinator(DEVICE)
+    profile = Profile(rungs=(triangle(700, 150), triangle(350, 150, 3.0)))
+    for name in ("a", "b"):
+        coordinator.handle(Joined(member=Member(job=name, profile=profile)), now_s=0)
+    assert [share.cap_bytes for share in coordinator.shares(0)] == [700, 700]
+    told = coordinator.handle(Returned(job="a", lease_bytes=350), 0)
+    assert told[0] == Admitted(job="b", minimum_bytes=350)
+    assert coordinator.handle(Wanted(job="a", lease_bytes=650), 1) == (
+        Granted(job="a", lease_bytes=650),
+    )
+    assert coordinator.handle(Wanted(job="b", lease_bytes=600), 1) == (
+        Granted(job="b", lease_bytes=350),
+    )
+    coordinator.handle(Returned(job="a", lease_bytes=400), 1)
+    assert coordinator.handle(Wanted(job="b", lease_bytes=600), 1) == (
+        Granted(job="b", lease_bytes=600),
+    )
+    (go,) = coordinator.handle(Beginning(job="a"), 2)
+    assert go == Begin(job="a", after_s=0.0)
+    (go,) = coordinator.handle(Beginning(job="b"), 2)
+    assert isinstance(go, Begin)
+    assert 0.2 < go.after_s < 0.7
+
+
+def test_a_new_coordinator_waits_for_those_who_were_here_before() -> None:
+    coordinator = Coordinator(DEVICE, opens_at_s=5)
+    newcomer = Joined(member=Member(job="new", profile=flat_ladder(900, 300)))
+    assert coordinator.handle(newcomer, now_s=1) == ()
+    back = Joined(member=Member(job="old", profile=flat_ladder(900, 300)), holds_bytes=800)
+    told = coordinator.handle(back, now_s=2)
+    assert told[:2] == (
+        Admitted(job="old", minimum_bytes=300),
+        Granted(job="old", lease_bytes=800),
+    )
+    coordinator.handle(Returned(job="old", lease_bytes=500), now_s=3)
+    assert not any(isinstance(c, Admitted) for c in coordinator.handle(Ticked(), now_s=4))
+    assert Admitted(job="new", minimum_bytes=300) in coordinator.handle(Ticked(), now_s=5)
+
+
+def test_a_job_that_does_not_answer_keeps_its_bytes_and_is_named() -> None:
+    coordinator = Coordinator(DEVICE)
+    coordinator.handle(Joined(member=Member(job="mute", profile=flat_ladder(900, 300))), now_s=0)
+    coordinator.handle(Joined(member=Member(job="new", profile=flat_ladder(900, 300))), now_s=0)
+    assert lease_of(coordinator, "mute") == 900
+    assert "mute did not answer of late" in coordinator.shares(60)[1].message
+
+
+def test_a_profile_that_was_wrong_is_replaced_and_the_neighbour_keeps_its_minimum() -> None:
+    coordinator = Coordinator(DEVICE)
+    for name in ("a", "b"):
+        coordinator.handle(Joined(member=Member(job=name, profile=flat_ladder(480, 200))), now_s=0)
+    wrong = coordinator.handle(
+        Drifted(member=Member(job="a", profile=flat_ladder(960, 300))), now_s=1
+    )
+    assert not any(isinstance(command, Refused) for command in wrong)
+    assert lease_of(coordinator, "b") == 480
+    (refused,) = coordinator.handle(Drifted(member=Member(job="a", profile=declared(900))), now_s=1)
+    assert isinstance(refused, Refused)
+
+
+# whatever happens
+
+
+@dataclass
+class Simulated:
+    """A job that does as it is told, when its messages are delivered."""
+
+    profile: Profile
+    lease: int = 0
+    cap: int = 0
+    admitted: bool = False
+    answered: list[Command] = field(default_factory=list)
+
+
+profiles = st.builds(
+    lambda peak, low, step: Profile(
+        rungs=tuple(
+            rung
+            for rung in (
+                triangle(peak, min(low, peak), step),
+                triangle(low, min(low, peak) // 2 + 1, 2 * step),
+            )[: 2 if low < peak else 1]
+        )
+    ),
+    st.integers(50, 1100),
+    st.integers(20, 600),
+    st.sampled_from([0.5, 1.0, 1.05]),
+)
+
+
+class Sharing(RuleBasedStateMachine):
+    """Arrivals, growth, drifts, deaths, and commands that never arrive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.coordinator = Coordinator(DEVICE)
+        self.jobs: dict[str, Simulated] = {}
+        self.number = 0
+
+    def tell(self, event: Event, *, lost: bool = False) -> tuple[Command, ...]:
+        self.now_s += 0.1
+        commands = self.coordinator.handle(event, self.now_s)
+        for command in commands:
+            job = self.jobs[command.job]
+            if isinstance(command, Refused) and not job.admitted:
+                del self.jobs[command.job]
+            elif isinstance(command, Admitted):
+                job.admitted = True
+            elif isinstance(command, Target) and not lost:
+                job.cap = command.cap_bytes
+            elif isinstance(command, Granted):
+                job.lease = command.lease_bytes
+        return commands
+
+    def some(self, number: int, *, admitted: bool = True) -> str | None:
+        names = [name for name, job in self.jobs.items() if job.admitted == admitted]
+        return names[number % len(names)] if names else None
+
+    @rule(profile=profiles, priority=st.integers(0, 1), weight=st.sampled_from([0.5, 1.0, 2.0]))
+    @precondition(lambda self: len(self.jobs) < 5)
+    def arrives(self, profile: Profile, priority: int, weight: float) -> None:
+        name = f"job{self.number}"
+        self.number += 1
+        self.jobs[name] = Simulated(profile)
+        member = Member(job=name, profile=profile, priority=priority, weight=weight)
+        self.tell(Joined(member=member))
+
+    @rule(number=st.integers(0, 9))
+    def ends(self, number: int) -> None:
+        name = self.some(number)
+        if name is not None:
+            del self.jobs[name]
+            self.tell(Left(job=name))
+
+    @rule(number=st.integers(0, 9), wanted=st.integers(0, 1500), lost=st.booleans())
+    def wants(self, number: int, wanted: int, lost: bool) -> None:
+        name = self.some(number)
+        if name is not None:
+            commands = self.tell(Wanted(job=name, lease_bytes=wanted), lost=lost)
+            assert isinstance(commands[0], Granted)  # at once, whatever others do
+            assert commands[0].job == name
+
+    @rule(number=st.integers(0, 9))
+    def steps(self, number: int) -> None:
+        name = self.some(number)
+        if name is not None:
+            (begin, *_) = self.tell(Beginning(job=name))
+            assert isinstance(begin, Begin)
+            longest = max(rung.step_s for rung in self.jobs[name].profile.rungs)
+            assert 0 <= begin.after_s <= longest
+            self.complies(name)
+
+    @rule(number=st.integers(0, 9), profile=profiles)
+    def drifts(self, number: int, profile: Profile) -> None:
+        name = self.some(number)
+        if name is not None:
+            commands = self.tell(Drifted(member=Member(job=name, profile=profile)))
+            if not any(isinstance(c, Refused) and c.job == name for c in commands):
+                self.jobs[name].profile = profile
+
+    @rule(number=st.integers(0, 9))
+    def dies_and_comes_back(self, number: int) -> None:
+        """The coordinator died: a new one learns from the jobs what they hold."""
+        names = [name for name, job in self.jobs.items() if job.admitted]
+        waiting = [name for name, job in self.jobs.items() if not job.admitted]
+        self.coordinator = Coordinator(DEVICE, opens_at_s=self.now_s + 1)
+        for name in names[number % 3 :] + names[: number % 3]:
+            job = self.jobs[name]
+            held = job.lease
+            self.tell(
+                Joined(member=Member(job=name, profile=job.profile), holds_bytes=max(held, 1))
+            )
+        for name in waiting:
+            self.tell(Joined(member=Member(job=name, profile=self.jobs[name].profile)))
+        self.now_s += 1
+        self.tell(Ticked())
+
+    def complies(self, name: str) -> None:
+        job = self.jobs[name]
+        if job.cap < job.lease:
+            job.lease = max(job.cap, job.profile.minimum_bytes)
+            self.tell(Returned(job=name, lease_bytes=job.lease))
+
+    @invariant()
+    def leases_sum_to_at_most_the_device(self) -> None:
+        leases = {share.job: share.lease_bytes for share in self.coordinator.shares(self.now_s)}
+        assert sum(leases.values()) <= DEVICE
+        told = {name: job.lease for name, job in self.jobs.items() if job.admitted}
+        assert {name: leases[name] for name in told} == told
+
+    @invariant()
+    def who_waits_has_nothing(self) -> None:
+        for share in self.coordinator.shares(self.now_s):
+            assert share.admitted or share.lease_bytes == 0
+
+    def teardown(self) -> None:
+        """Once everybody obeys and ends, everybody who waits comes in: nobody starves."""
+        for _ in range(2 * len(self.jobs) + 2):
+            self.now_s += 2
+            self.tell(Ticked())
+            for share in self.coordinator.shares(self.now_s):
+                if share.job in self.jobs and self.jobs[share.job].admitted:
+                    self.jobs[share.job].cap = share.cap_bytes
+                    self.complies(share.job)
+            done = self.some(0)
+            if done is not None:
+                del self.jobs[done]
+                self.tell(Left(job=done))
+        assert self.jobs == {}
+
+
+Sharing.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=25, deadline=None, report_multiple_bugs=False
+)
+TestSharing = Sharing.TestCase

@@ -1,0 +1,157 @@
+"""Random models train to the same bits in a session and without one, whatever their graphs are."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from helpers.budgeted_process import warm
+from helpers.random_trainings import BATCHES, Recipe, recipes
+from helpers.small_trainings import Training, contents, differences
+from tensile import Session, trace
+from tensile.costs import Costs
+from tensile.gaps import gaps
+from tensile.tape import Tape
+
+COSTS = Costs(
+    device="cpu",
+    flops_per_s=5e10,
+    moved_bytes_per_s=5e9,
+    overhead_s=1e-5,
+    out_bytes_per_s=1e9,
+    in_bytes_per_s=8e8,
+    copy_latency_s=1e-4,
+)
+STEPS = 3
+SMALL, LARGE = 8, 640  # a matrix of 256 bytes, and one of 1.6 MB
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lower")
+
+
+@pytest.fixture(scope="module")
+def warmed(folder: Path) -> Path:
+    """The folder, when libraries are loaded and freed heap is the system's again at once."""
+    ctypes.CDLL(None).mallopt(-3, 512 * 1024)
+    warm(str(folder))
+    return folder
+
+
+def refusal(training: Training, session: Session | None = None) -> str | None:
+    """Trains; the beginning of the error where PyTorch refuses what a random program does."""
+    training.start()
+    try:
+        for number in range(STEPS):
+            if session is None:
+                training.step(training.batches[number % BATCHES])
+                continue
+            with session.step():
+                training.step(training.batches[number % BATCHES])
+    except RuntimeError as error:
+        return str(error).split(":")[0]
+    return None
+
+
+def saved_that_may_leave_bytes(recipe: Recipe) -> int:
+    """Of one step, each once: what autograd alone holds at some moment, and asks for later."""
+    training = recipe.made()
+    traced = trace(training.step, training.model, training.optimizer, training.batches[0])
+    found = gaps(Tape(traced, COSTS), smallest_bytes=0)
+    saved = {gap.storage: gap.bytes for gap in found if gap.slot is not None and not gap.final}
+    return sum(saved.values())
+
+
+def gives_the_same_bits(recipe: Recipe, folder: Path) -> None:
+    """Without a size floor, under a budget that nothing fits. What PyTorch refuses without a
+    session, it refuses in one, and leaves the same behind.
+    """
+    plain, managed = recipe.made(), recipe.made()
+    refused = refusal(plain)
+    expected = contents(plain)
+    with Session(managed.model, managed.optimizer, 1, folder=folder, smallest_bytes=0) as session:
+        assert refusal(managed, session) == refused
+        stats = session.stats()
+        assert differences(contents(managed), expected) == []
+    assert differences(contents(managed), expected) == []
+    if refused is None:
+        assert stats.swapped_out_bytes > 0
+        assert stats.swapped_in_bytes > 0
+
+
+def keeps_a_budget(recipe: Recipe, share: float, folder: Path) -> None:
+    """Planned, between floor and natural peak; by the operating system's count."""
+    assume(refusal(replace(recipe, side=SMALL).made()) is None)
+    gc.collect()
+    managed = recipe.made()
+    with Session(managed.model, managed.optimizer, folder=folder, smallest_bytes=0) as session:
+        session.prepare(managed.step, managed.batches[0], costs=COSTS)
+        assert session.forecast is not None
+        peak, floor = session.forecast.peak_bytes, session.forecast.floor_bytes
+        session.set_budget(floor + int(share * (peak - floor)))
+        assert refusal(managed, session) is None
+        stats = session.stats()
+        found = contents(managed)
+    plain = recipe.made()
+    assert refusal(plain) is None
+    assert differences(found, contents(plain)) == []
+    assert stats.deviations == 0, stats.notes
+    assert stats.swapped_out_bytes + stats.recomputed_bytes > 0
+    assert stats.budget_bytes is not None
+    assert stats.peak_bytes < 1.05 * stats.budget_bytes
+
+
+@settings(max_examples=16)
+@given(recipe=recipes(SMALL, fewest=3, most=12))
+def test_small_models_give_the_same_bits_when_everything_moves(
+    folder: Path, recipe: Recipe
+) -> None:
+    gives_the_same_bits(recipe, folder)
+
+
+@settings(max_examples=8)
+@given(recipe=recipes(SMALL, fewest=3, most=12))
+def test_every_saved_tensor_that_may_leave_does(folder: Path, recipe: Recipe) -> None:
+    training = recipe.made()
+    nothing = nn.Parameter(torch.zeros(0))
+    optimizer = torch.optim.SGD([nothing], lr=0.1)  # what moves is what autograd saved, no more
+    with Session(nn.Identity(), optimizer, 1, folder=folder, smallest_bytes=0) as session:
+        assume(refusal(training, session) is None)
+        stats = session.stats()
+    assert stats.swapped_out_bytes >= STEPS * saved_that_may_leave_bytes(recipe)
+
+
+@pytest.mark.long
+@settings(max_examples=150)
+@given(recipe=recipes(SMALL, fewest=3, most=24))
+def test_many_small_models_give_the_same_bits_when_everything_moves(
+    folder: Path, recipe: Recipe
+) -> None:
+    gives_the_same_bits(recipe, folder)
+
+
+@pytest.mark.long
+@settings(max_examples=10, phases=[Phase.generate])
+@given(recipe=recipes(LARGE, fewest=12, most=24), share=st.sampled_from([0.0, 0.2, 0.5]))
+def test_larger_models_stay_under_budgets_down_to_the_floor(
+    warmed: Path, recipe: Recipe, share: float
+) -> None:
+    keeps_a_budget(recipe, share, warmed)
