@@ -351,6 +351,7 @@ def test_scarce_memory_in_any_phase_leaves_every_bit(
     assert differences(all_of(training), wanted) == []
 
 
+@pytest.mark.long
 def test_a_chunk_without_memory_fails_before_it_wrote_and_the_step_is_taken_again(
     tmp_path: Path,
 ) -> None:
