@@ -12,18 +12,28 @@ from tensile.contents import Contents
 from tensile.costs import Costs
 from tensile.execution import Execution
 from tensile.gauge import Gauge
-from tensile.lower_tier import LowerTier, TierError
+from tensile.lower_tier import TierError
 from tensile.observation import Observation
 from tensile.observed import observed_trace
 from tensile.planning import Planning
 from tensile.residency import Residency
 from tensile.stats import Counters
 
+# of a step that was observed only the copies are foreseen; a plan learns what they really take
+USUAL_COSTS = Costs(
+    device="cpu",
+    flops_per_s=5e10,
+    moved_bytes_per_s=5e9,
+    overhead_s=1e-5,
+    out_bytes_per_s=5e8,
+    in_bytes_per_s=5e8,
+    copy_latency_s=2e-4,
+)
 _STRAYED = 3  # steps in a row that left their plan, at first
 
 
 class Observer:
-    """`costs` are those of this device, where they are known already."""
+    """`costs` are those of this device, where they are known."""
 
     def __init__(
         self,
@@ -33,7 +43,6 @@ class Observer:
         residency: Residency,
         gauge: Gauge,
         adoption: Adoption,
-        tier: LowerTier,
         counters: Counters,
     ) -> None:
         self.costs: Costs | None = None
@@ -42,7 +51,6 @@ class Observer:
         self._residency = residency
         self._gauge = gauge
         self._adoption = adoption
-        self._tier = tier
         self._counters = counters
         self._strayed = 0
         self._patience = _STRAYED
@@ -74,13 +82,11 @@ class Observer:
             self._adopt(observation, limit_bytes)
 
     def _adopt(self, observation: Observation, limit_bytes: int) -> None:
-        if self.costs is None:
-            from tensile.calibration import calibrate
-
-            self.costs = calibrate("cpu", folder=self._tier.folder)
         try:
             with self._gauge.aside():
-                planning = Planning(observed_trace(observation), self.costs, is_observed=True)
+                planning = Planning(
+                    observed_trace(observation), self.costs or USUAL_COSTS, is_observed=True
+                )
                 self._adoption.adopt(planning, limit_bytes)
         except (TierError, ValueError) as error:
             self._patience *= 2

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from threading import Event
-from typing import Any, Self
 
 from tensile.actions import Plan, PlanError
 from tensile.allowance import allowance_bytes
 from tensile.costs import Costs
 from tensile.floor import floor_bytes
 from tensile.forecasting import Forecast, forecast
-from tensile.names import Models, Optimizers
 from tensile.planner import below_the_floor, plan
 from tensile.schedule import Schedule
 from tensile.search import improve
 from tensile.sequence import Trace
 from tensile.simulator import simulate
 from tensile.tape import Tape
-from tensile.tracing import trace
 
 _DRIFT = 0.3  # of the step's time, as in TENSILE (arXiv 2105.13336, §4.4)
 _PASSIVE = 0.01  # of the contents that came back
@@ -50,24 +45,6 @@ class Planning:
         self._improved = False
         self._predicted_s = 0.0
         self._recent_s: deque[float] = deque(maxlen=_WINDOW)
-
-    @classmethod
-    def of(
-        cls,
-        train_step: Callable[[Any], object],
-        model: Models,
-        optimizer: Optimizers,
-        batch: object,
-        costs: Costs | None,
-        folder: Path,
-    ) -> Self:
-        """Raises TraceError for a step that cannot be traced."""
-        traced = trace(train_step, model, optimizer, batch)
-        if costs is None:
-            from tensile.calibration import calibrate
-
-            costs = calibrate("cpu", folder=folder)
-        return cls(traced, costs)
 
     def schedule(self, budget_bytes: int) -> Schedule:
         """The quick plan for a budget. Raises PlanError below the floor."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +10,6 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 
 from tensile import names
 from tensile.adoption import Adoption
@@ -35,6 +33,7 @@ from tensile.repetition import Repetition
 from tensile.residency import Residency
 from tensile.snapshot import Snapshot
 from tensile.stats import Counters, Stats
+from tensile.watched_step import WatchedStep
 
 SMALLEST_BYTES = 64 * 2**10
 
@@ -121,7 +120,13 @@ class Session:
             residency=self._residency,
             gauge=self._gauge,
             adoption=self._adoption,
-            tier=self._device.tier,
+            counters=self._counters,
+        )
+        self._watched_step = WatchedStep(
+            execution=self._execution,
+            residency=self._residency,
+            adoption=self._adoption,
+            observer=self._observer,
             counters=self._counters,
         )
         self._budget = BudgetInForce(
@@ -162,23 +167,24 @@ class Session:
         """Plan from a trace of `train_step(batch)`, so that the first step keeps the budget too.
         Called again for a batch of another shape, the session has a plan for each.
 
-        Nothing is computed and nothing changes. A step that cannot be traced is said in the notes,
-        and runs without a plan. Raises PlanError for a budget below the floor, and TierError where
-        the disk has no room.
+        Nothing is computed and nothing changes. A step that cannot be traced is said in the notes;
+        it is observed, and follows a plan from the third on. Raises PlanError for a budget below
+        the floor, and TierError where the disk has no room.
         """
         self._require_open("prepare")
         if self._inside is not None:
             raise SessionError(f"prepare() inside a {self._inside} of the session; call it before")
+        from tensile.calibration import calibrate
         from tensile.recorder import TraceError
+        from tensile.tracing import trace
 
-        self._observer.costs = costs or self._observer.costs
+        costs = costs or calibrate(self._device.kind, folder=self._device.tier.folder)
+        self._observer.costs = costs
         try:
             with self._gauge.aside():
-                planning = Planning.of(
-                    train_step, self._model, self._optimizer, batch, costs, self._device.tier.folder
-                )
+                planning = Planning(trace(train_step, self._model, self._optimizer, batch), costs)
         except TraceError as error:
-            self._counters.note(f"the step was not traced, so it runs without a plan: {error}")
+            self._counters.note(f"the step was not traced, so a real one is observed: {error}")
             return
         self._adoption.add(planning)
         for note in planning.trace.notes:
@@ -193,7 +199,8 @@ class Session:
         try:
             if watched:
                 assert limit is not None
-                with self._watched(limit):
+                self._budget.give_back_freed_memory()
+                with self._watched_step.under(limit):
                     yield
             else:
                 yield
@@ -326,35 +333,6 @@ class Session:
             )
         self._inside = what
         return limit
-
-    @contextmanager
-    def _watched(self, limit: int) -> Iterator[None]:
-        schedules, counters = self._adoption.schedules, self._counters
-        completed = False
-        self._budget.give_back_freed_memory()
-        if not schedules:
-            counters.note(
-                "a step without a plan keeps the budget as well as it can; prepare(...) makes one"
-            )
-        begin_s, stall_s = time.perf_counter(), counters.stall_s
-        passive, back = counters.passive_fetches, counters.fetches
-        self._residency.register()
-        saved = self._execution.saved
-        try:
-            is_observed = self._observer.begin()
-            self._execution.begin(*(() if is_observed else schedules))
-            with saved_tensors_hooks(saved.pack, saved.unpack):
-                yield
-            self._execution.end()
-            completed = True
-            if self._execution.is_followed:
-                self._adoption.observe(
-                    time.perf_counter() - begin_s - (counters.stall_s - stall_s),
-                    (counters.passive_fetches - passive) / max(counters.fetches - back, 1),
-                )
-        finally:
-            self._execution.stop()
-            self._observer.end(limit, completed=completed)
 
     def _watches(self, limit: int | None) -> bool:
         """Nothing is watched where nothing can happen: no budget, or a peak that is below it."""

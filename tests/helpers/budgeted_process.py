@@ -1,5 +1,6 @@
 """A process that trains under a budget while its parent watches it: `python -m` with the folder,
-the budget in bytes (0 for none) and the number of steps. It says `ready` before it has any model,
+the budget in bytes (0 for none), the number of steps and, for a step that cannot be traced,
+`branching`. It says `ready` before it has any model,
 with its libraries loaded and warm, and waits for a line; then one line for each step.
 """
 
@@ -9,6 +10,7 @@ import ctypes
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import nn
@@ -49,13 +51,23 @@ def warm(folder: str) -> None:
             training.loss(training.model, batch)
 
 
-def main(folder: str, budget: int, steps: int) -> None:
+def branching(training: Training, batch: torch.Tensor) -> None:
+    training.optimizer.zero_grad()
+    loss = training.loss(training.model, batch)
+    if loss > 0:  # on a tensor's value, which a trace does not have
+        loss.backward()
+    training.optimizer.step()
+    training.losses.append(loss.item())
+
+
+def main(folder: str, budget: int, steps: int, kind: str = "traced") -> None:
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(-3, 512 * 1024)
     warm(folder)
     print("ready", flush=True)
     sys.stdin.readline()
     training = medium()
+    step = partial(branching, training) if kind == "branching" else training.step
     print("built", flush=True)
     session = Session(training.model, training.optimizer, budget or None, folder=folder)
     with session:
@@ -63,14 +75,17 @@ def main(folder: str, budget: int, steps: int) -> None:
         training.batches = [torch.randn(ROWS, WIDTH) for _ in range(2)]
         said: dict[str, object] = {}
         if budget:
-            session.prepare(training.step, training.batches[0])
-            assert session.forecast is not None
-            said["forecast"] = session.forecast.peak_bytes
-            said["floor"] = session.forecast.floor_bytes
+            session.prepare(step, training.batches[0])
+            if session.forecast is not None:
+                said["forecast"] = session.forecast.peak_bytes
+                said["floor"] = session.forecast.floor_bytes
+        passive = []
         for number in range(steps):
             with session.step():
-                training.step(training.batches[number % 2])
+                step(training.batches[number % 2])
             print("step", flush=True)
+            passive.append(session.stats().passive_fetches)
+        said["passive"] = passive
         with session.evaluate():
             training.loss(training.model, training.batches[0])
         said["stats"] = asdict(session.stats())
@@ -81,4 +96,4 @@ def main(folder: str, budget: int, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

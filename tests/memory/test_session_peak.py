@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ class Watched:
     peak_bytes: int = 0
 
 
-def watched(folder: Path, budget_bytes: int) -> Watched:
+def watched(folder: Path, budget_bytes: int, steps: int = STEPS, kind: str = "traced") -> Watched:
     command = (sys.executable, "-m", "helpers.budgeted_process")
     child = subprocess.Popen(
-        [*command, str(folder), str(budget_bytes), str(STEPS)],
+        [*command, str(folder), str(budget_bytes), str(steps), kind],
         cwd=TESTS,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -91,3 +92,15 @@ def test_without_a_budget_it_takes_what_was_forecast_and_gives_the_same_bits(
     assert abs(free.peak_bytes - bound.said["forecast"]) < 0.1 * free.peak_bytes
     assert bound.said["losses"] == free.said["losses"]
     assert bound.said["digest"] == free.said["digest"]
+
+
+@pytest.mark.long
+def test_a_step_that_cannot_be_traced_stays_under_its_budget_from_the_first_on(
+    tmp_path: Path,
+) -> None:
+    bound = watched(tmp_path, BUDGET_BYTES, steps=5, kind="branching")
+    assert "forecast" not in bound.said
+    assert bound.peak_bytes < 1.05 * BUDGET_BYTES
+    assert bound.said["stats"]["swapped_out_bytes"] > BUDGET_BYTES
+    first, _, *later = [b - a for a, b in pairwise([0, *bound.said["passive"]])]
+    assert max(later[1:]) < first / 2

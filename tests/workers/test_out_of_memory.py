@@ -20,7 +20,7 @@ HUNGRY = "helpers.hungry_workload"
 LARGE = {"batch_size": 2048, "samples": 4096}  # so that there is something that can leave
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.long)])
 def test_a_run_whose_steps_find_no_memory_at_times_ends_with_the_same_bits(
     precision: str,
     tmp_path: Path,
@@ -51,6 +51,7 @@ def test_a_run_that_never_finds_memory_ends_with_a_sentence(
     assert capsys.readouterr().out.count("memory: a step found none") <= RUNGS
 
 
+@pytest.mark.long
 def test_a_run_whose_optimizer_had_stepped_ends_and_the_next_attempt_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,7 +59,7 @@ def undisturbed(steps: int) -> Training:
     training = training_with(mischief, normed=True)
     training.start()
     for number in range(steps):
-        take(training, mischief, training.batches[number])
+        take(training, mischief, training.batches[number % 3])
     return training
 
 
@@ -80,6 +80,30 @@ def test_a_step_that_finds_no_memory_is_taken_once_more_with_the_same_bits(
             session.attempt(partial(take, training, mischief), training.batches[number])
             if number == 1:
                 assert mischief.met.count("begin") == 2
+    assert differences(all_of(training), wanted) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", PLACES)
+def test_a_step_that_fails_in_the_middle_of_its_plan_is_taken_again_under_a_lower_one(
+    place: str, tmp_path: Path
+) -> None:
+    wanted = all_of(undisturbed(4))
+    mischief = Mischief()
+    training = training_with(mischief, normed=True)
+    training.start()
+    step = partial(take, training, mischief)
+    with Session(training.model, training.optimizer, 0.7, folder=tmp_path) as session:
+        session.prepare(step, training.batches[0], costs=COSTS)
+        training.losses.clear()  # what a step does to objects, a trace does twice
+        assert session.forecast is not None
+        for number in range(4):
+            if number == 2:
+                mischief.set(place, impossible)
+            moved = session.stats().swapped_out_bytes
+            session.attempt(step, training.batches[number % 3])
+            assert session.stats().swapped_out_bytes > moved
+        assert session.stats().budget_bytes == int(0.6 * session.forecast.peak_bytes)
     assert differences(all_of(training), wanted) == []
 
 
@@ -327,6 +351,7 @@ def test_scarce_memory_in_any_phase_leaves_every_bit(
     assert differences(all_of(training), wanted) == []
 
 
+@pytest.mark.long
 def test_a_chunk_without_memory_fails_before_it_wrote_and_the_step_is_taken_again(
     tmp_path: Path,
 ) -> None:
