@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tensile.curve import Curve
 from tensile.draft import Rating
 from tensile.returns import Return
 
@@ -50,6 +51,9 @@ def _moves(rating: Rating, first: int | None = None) -> Iterator[tuple[int, int]
     then the others in the order in which they come back.
     """
     draft, waited_s = rating.draft, rating.waited_s
+    curve = Curve(draft.curve.live_bytes)
+    for index, back in rating.back.items():
+        curve.add(back.stop, draft.gaps[index].stop, draft.gaps[index].bytes)
     order = sorted(rating.back, key=lambda i: (-waited_s.get(i, 0.0), rating.back[i].in_event, i))
     if first is not None:
         order = [first, *(index for index in order if index != first)]
@@ -57,8 +61,11 @@ def _moves(rating: Rating, first: int | None = None) -> Iterator[tuple[int, int]
         gap = draft.gaps[index]
         if gap.final or index in draft.computed:
             continue
-        now = rating.back[index].in_event
-        events = [now + sign * step for step in _STEPS for sign in (1, -1)]
-        for event in events:
-            if gap.out_event < event <= gap.in_event:
+        now = rating.back[index]
+        for event in (now.in_event + sign * step for step in _STEPS for sign in (1, -1)):
+            if not gap.out_event < event <= gap.in_event:
+                continue
+            # An executor begins a copy when it is asked for, so there has to be room by then.
+            sooner = curve.highest(draft.tape.event_position(event), now.stop) + gap.bytes
+            if event > now.in_event or sooner <= draft.budget_bytes:
                 yield index, event
