@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tensile.forecasting import Forecast as Forecast
     from tensile.forecasting import forecast as forecast
     from tensile.lower_tier import TierError as TierError
+    from tensile.manageable import SessionError as SessionError
     from tensile.planner import plan as plan
     from tensile.recorder import TraceError as TraceError
     from tensile.repetition import StepOutOfMemory as StepOutOfMemory
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from tensile.search import improve as improve
     from tensile.sequence import Trace as Trace
     from tensile.session import Session as Session
-    from tensile.session import SessionError as SessionError
     from tensile.simulator import simulate as simulate
     from tensile.stats import Stats as Stats
     from tensile.tracing import trace as trace
@@ -52,7 +52,7 @@ _HOMES = {
     "budget_bytes": "tensile.budget",
     "Forecast": "tensile.forecasting",
     "Session": "tensile.session",
-    "SessionError": "tensile.session",
+    "SessionError": "tensile.manageable",
     "Stats": "tensile.stats",
     "StepOutOfMemory": "tensile.repetition",
     "TierError": "tensile.lower_tier",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tensile.adoption import Adoption
-from tensile.budget import Budget, budget_bytes
+from tensile.budget import Budget, BudgetError, budget_bytes
 from tensile.cpu_device import CpuDevice
 from tensile.lower_tier import TierError
 from tensile.peaks import Peaks
@@ -37,6 +37,14 @@ class BudgetInForce:
         if limit is None or self._ceiling_bytes is None:
             return limit
         return min(limit, self._ceiling_bytes)
+
+    def do_without_forecast(self, why: str) -> None:
+        """Raises BudgetError where only a forecast would say what the budget is."""
+        if isinstance(self._asked, float) and self._adoption.forecast is None:
+            raise BudgetError(
+                f"budget {self._asked} is a share of the forecast peak, and the peak of this step "
+                f"cannot be foreseen ({why}); give bytes"
+            )
 
     def plan(self) -> None:
         """Plan every kind of step that is known. Raises PlanError below a floor, and TierError."""

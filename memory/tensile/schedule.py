@@ -12,6 +12,8 @@ from itertools import accumulate, pairwise
 from tensile.actions import Action, Plan, Recompute, Swap, Timeline
 from tensile.sequence import Kind, Moment, Trace
 
+_SMALL_BYTES = 8 * 2**10
+
 
 class Schedule:
     """`leaving[e]` and `asked[e]` are the actions due at event `e`; `rise_bytes[e]` is how far what
@@ -38,7 +40,7 @@ class Schedule:
                 self.state_bytes[owner] += storage.bytes
         sizes = [trace.storages[slot.storage].bytes for slot in trace.slots]
         self._keys = [
-            (e.moment, e.number, e.name, sizes[e.number] if e.moment is Moment.PACK else 0)
+            (e.moment, e.number, e.name, _told(sizes[e.number]) if e.moment is Moment.PACK else 0)
             for e in trace.events
         ]
         self._next = 0
@@ -69,7 +71,7 @@ class Schedule:
         if not self.followed:
             return None
         index = self._next
-        key = (moment, number, name, size_bytes if moment is Moment.PACK else 0)
+        key = (moment, number, name, _told(size_bytes) if moment is Moment.PACK else 0)
         if index >= len(self._keys) or self._keys[index] != key:
             self.followed = False
             return None
@@ -98,6 +100,13 @@ class Schedule:
             return "the end"
         moment, number, name, _ = self._keys[self._next]
         return f"{moment} {name or number}"
+
+
+def _told(size_bytes: int) -> int:
+    """The size by which a step is told from another. Kernels keep small statistics in another type
+    than their fakes say (batch norm of bfloat16), which does not make it another step.
+    """
+    return size_bytes if size_bytes > _SMALL_BYTES else 0
 
 
 def _rises(trace: Trace) -> list[int]:

@@ -19,10 +19,10 @@ from tensile.chunked_step import ChunkedStep, owned_by
 from tensile.chunks import Chunk
 from tensile.contents import Contents
 from tensile.costs import Costs
-from tensile.cpu_device import CpuDevice
 from tensile.execution import Execution
 from tensile.forecasting import Forecast
 from tensile.lower_tier import TierError
+from tensile.manageable import SessionError, managed_device
 from tensile.module_hooks import ModuleHooks
 from tensile.names import Models, Optimizers
 from tensile.observer import Observer
@@ -40,10 +40,6 @@ SMALLEST_BYTES = 64 * 2**10
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 _running: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-class SessionError(RuntimeError):
-    """A session was used in a way that cannot work; the message says which and what would."""
 
 
 class Session:
@@ -74,7 +70,10 @@ class Session:
         self._model, self._optimizer = model, optimizer
         self._optimizers = names.optimizers(optimizer)
         parameters, buffers = names.parameters(model, optimizer), names.buffers(model)
-        self._device = _device(torch.device(device), folder, {**parameters, **buffers})
+        modules = names.modules(model)
+        self._device = managed_device(
+            torch.device(device), folder, {**parameters, **buffers}, modules
+        )
         for other in _running:
             if any(mine is theirs for mine in self._optimizers for theirs in other._optimizers):
                 raise SessionError(
@@ -106,7 +105,6 @@ class Session:
             counters=self._counters,
             smallest_bytes=smallest_bytes,
         )
-        modules = names.modules(model)
         self._adoption = Adoption(
             modules=modules.items(),
             tier=self._device.tier,
@@ -169,7 +167,8 @@ class Session:
 
         Nothing is computed and nothing changes. A step that cannot be traced is said in the notes;
         it is observed, and follows a plan from the third on. Raises PlanError for a budget below
-        the floor, and TierError where the disk has no room.
+        the floor, TierError where the disk has no room, and BudgetError for a share of a peak that
+        cannot be foreseen.
         """
         self._require_open("prepare")
         if self._inside is not None:
@@ -184,6 +183,7 @@ class Session:
             with self._gauge.aside():
                 planning = Planning(trace(train_step, self._model, self._optimizer, batch), costs)
         except TraceError as error:
+            self._budget.do_without_forecast(str(error))
             self._counters.note(f"the step was not traced, so a real one is observed: {error}")
             return
         self._adoption.add(planning)
@@ -371,22 +371,6 @@ class Session:
 
 def _no_limit(size_bytes: int) -> None:
     """There is room for everything."""
-
-
-def _device(
-    device: torch.device, folder: str | os.PathLike[str] | None, tensors: dict[str, torch.Tensor]
-) -> CpuDevice:
-    if device.type != CpuDevice.kind:
-        raise SessionError(f"device {device} is not managed here yet; use device='cpu'")
-    managed = CpuDevice(folder)
-    foreign = managed.foreign(tensors)
-    if foreign is not None:
-        name, tensor = foreign
-        raise SessionError(
-            f"{name} is on {tensor.device} and the session on {device}; move the model, or "
-            "name its device with device=..."
-        )
-    return managed
 
 
 def _in_child() -> None:

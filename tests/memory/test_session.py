@@ -183,6 +183,33 @@ def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
         Session(model, optimizer, 1, device="cuda", folder=tmp_path)
 
 
+def test_a_compiled_model_is_refused_whole_or_in_part(tmp_path: Path) -> None:
+    part, whole = nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2)
+    part[0].compile(backend="eager")
+    compiled = torch.compile(whole, backend="eager")
+    assert isinstance(compiled, nn.Module)
+    for model, name in ((part, "0"), (compiled, "the model")):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(SessionError, match=f"{name} is compiled"):
+            Session(model, optimizer, "1GiB", folder=tmp_path)
+
+
+def test_a_share_of_a_peak_that_cannot_be_foreseen_is_refused_with_the_cause(
+    tmp_path: Path,
+) -> None:
+    training = perceptron()
+
+    def branching(batch: torch.Tensor) -> None:
+        if batch.sum() > 0:
+            training.step(batch)
+
+    with Session(training.model, training.optimizer, 0.5, folder=tmp_path) as session:
+        with pytest.raises(BudgetError, match=r"cannot be foreseen \(.*\); give bytes"):
+            session.prepare(branching, training.batches[0])
+        session.set_budget("1GiB")
+        session.prepare(branching, training.batches[0])
+
+
 def test_a_lower_tier_in_memory_is_refused() -> None:
     training = perceptron()
     with pytest.raises(TierError, match="which is memory itself; name a folder on a disk"):
