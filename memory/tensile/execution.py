@@ -6,6 +6,7 @@ the reactive policy does: the oldest leaves when the budget is near, the newest 
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -145,8 +146,9 @@ class Execution:
         asked = self.schedule.asked.get(index, ())
         self._waiting = [action for action in self._waiting if action not in asked]
         self._rise_bytes = self.schedule.rise_bytes[index]
-        coming_bytes = unmade_bytes + self._coming_bytes(asked, needed)
-        held = self._pressure.relieve(self._rise_bytes + coming_bytes, self._used())
+        coming_bytes, paged_bytes = self._coming_bytes(asked, needed)
+        rise = self._rise_bytes + unmade_bytes + coming_bytes
+        held = self._pressure.relieve(rise, self._used(), paged_bytes)
         for action in asked:  # only now, so that nothing comes before there is room
             self._ask(action)
         expected = self.schedule.live_bytes[self.schedule.trace.events[index].position]
@@ -250,8 +252,10 @@ class Execution:
             return True
         return self._contents.forget(slot.content, Again(call, source, self._present))
 
-    def _coming_bytes(self, asked: Iterable[Swap], needed: Iterable[str]) -> int:
-        """Of what is needed or will be asked back now, what is not on the device yet."""
+    def _coming_bytes(self, asked: Iterable[Swap], needed: Iterable[str]) -> tuple[int, int]:
+        """Of what is needed or will be asked back now, what is not on the device yet: contents,
+        and pages of what lasts.
+        """
         lasting = dict.fromkeys(needed)
         coming_bytes = 0
         for action in asked:
@@ -260,7 +264,7 @@ class Execution:
                 coming_bytes += slot.content.bytes if slot.content.is_away() else 0
             else:
                 lasting[action.storage] = None
-        return coming_bytes + self._residency.away_bytes(lasting)
+        return coming_bytes, self._residency.away_bytes(lasting)
 
     def _ask(self, action: Swap) -> None:
         slot = self._slot(action)
@@ -328,7 +332,12 @@ class Execution:
         everything that can leave has left.
         """
         try:
-            torch.empty(size_bytes, dtype=torch.uint8)
-        except RuntimeError:
+            _try_out(size_bytes)
+        except OSError:
             self._pressure.empty(self._used())
             torch.empty(size_bytes, dtype=torch.uint8)
+
+
+def _try_out(size_bytes: int) -> None:
+    """Raises OSError where the system has no such room. What waits freed is left as it is."""
+    mmap.mmap(-1, max(size_bytes, 1)).close()

@@ -175,7 +175,7 @@ class Session:
                 yield
         finally:
             self._inside = None
-            freed_memory.let_wait(None if limit is None else 0)
+            self._pressure.rest()
             self._counters.steps += 1
             self._look_back(limit, watched=watched)
 
@@ -362,6 +362,8 @@ class Session:
         if limit is not None:
             self._return_freed_memory()
         self._adoption.plan(limit)
+        self._pressure.limit_bytes = limit
+        self._pressure.rest()
 
     def _require_open(self, what: str) -> None:
         if self._closed:
