@@ -20,6 +20,7 @@
 #include <list>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -27,15 +28,29 @@ namespace {
 constexpr size_t kPage = 4096;
 constexpr size_t kSmall = 64 * 1024;  // below it the heap is quicker
 constexpr size_t kNoLimit = std::numeric_limits<size_t>::max();
-constexpr size_t kMostPieces = 64;  // the system keeps books of each, and allows so many only
+constexpr size_t kMostPieces = 64;  // of a block: the system allows so many mappings only
 
-// `pieces` is the number of mappings that it may consist of, at most.
 struct Block {
   char* address;
   size_t size;
-  size_t pieces;
+  std::vector<size_t> pieces;  // how large each of its mappings is, in order
 };
 using Blocks = std::list<Block>;
+
+// The first `size` bytes of a block, which keeps the rest.
+Block cut(Block& block, size_t size) {
+  Block front{block.address, size, {}};
+  auto piece = block.pieces.begin();
+  for (size_t left = size; left > 0; left -= front.pieces.back()) {
+    front.pieces.push_back(std::min(*piece, left));
+    *piece -= front.pieces.back();
+    if (*piece == 0) ++piece;
+  }
+  block.pieces.erase(block.pieces.begin(), piece);
+  block.address += size;
+  block.size -= size;
+  return front;
+}
 
 // Fresh pages, exactly at `place` if that is given; nullptr where the system has none.
 char* mapped(size_t size, char* place = nullptr) {
@@ -44,12 +59,18 @@ char* mapped(size_t size, char* place = nullptr) {
   return address == MAP_FAILED ? nullptr : static_cast<char*>(address);
 }
 
-// The pages come to `place` and are no longer at `from`. An older system moves no more than one
-// mapping at once; where it refuses, the pages are gone and `place` has fresh ones.
-bool moved(char* from, size_t size, char* place) {
-  if (mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) != MAP_FAILED) return true;
-  munmap(from, size);
-  return mapped(size, place) != nullptr;  // it may have unmapped what was there
+// The pages come to `place`; where the system refuses, they are gone and `place` has fresh ones.
+bool moved(const Block& block, char* place) {
+  char* from = block.address;
+  for (size_t size : block.pieces) {
+    if (mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED) {
+      munmap(from, size);
+      if (mapped(size, place) == nullptr) return false;  // what was there may be unmapped
+    }
+    from += size;
+    place += size;
+  }
+  return true;
 }
 
 struct Books {
@@ -62,14 +83,14 @@ struct Books {
   size_t most_waiting_bytes = 0;  // no more may wait, …
   size_t limit_bytes = kNoLimit;  // … nor wait and be lent together
 
-  void wait(Block block, bool longest = false) {
-    auto place = waiting.insert(longest ? waiting.begin() : waiting.end(), block);
-    by_size[block.size].push_back(place);
-    waiting_bytes += block.size;
+  void wait(Block block, Blocks::iterator before) {
+    auto place = waiting.insert(before, std::move(block));
+    by_size[place->size].push_back(place);
+    waiting_bytes += place->size;
   }
 
   Block removed(Blocks::iterator place) {
-    Block block = *place;
+    Block block = std::move(*place);
     auto found = by_size.find(block.size);
     auto& same = found->second;
     same.erase(std::find(same.begin(), same.end(), place));
@@ -79,44 +100,52 @@ struct Books {
     return block;
   }
 
-  // What may wait when so much more is lent.
-  size_t may_wait(size_t more_lent = 0) const {
-    size_t lent_then = lent_bytes + more_lent;
-    return std::min(most_waiting_bytes, limit_bytes - std::min(limit_bytes, lent_then));
+  // What waited longest, or `most` bytes of it.
+  Block oldest(size_t most) {
+    Block block = removed(waiting.begin());
+    if (block.size <= most) return block;
+    Block front = cut(block, most);
+    wait(std::move(block), waiting.begin());
+    return front;
   }
 
-  void shrink(size_t target_bytes) {
-    while (waiting_bytes > target_bytes) {
-      Block oldest = removed(waiting.begin());
-      size_t part = std::min<size_t>(oldest.size, waiting_bytes + oldest.size - target_bytes);
-      munmap(oldest.address, part);
-      if (part < oldest.size) {
-        wait({oldest.address + part, oldest.size - part, oldest.pieces}, /*longest=*/true);
-      }
+  // What may not wait when so much more is lent.
+  size_t surplus(size_t more_lent = 0) const {
+    size_t lent_then = lent_bytes + more_lent;
+    size_t may = std::min(most_waiting_bytes, limit_bytes - std::min(limit_bytes, lent_then));
+    return waiting_bytes - std::min<size_t>(waiting_bytes, may);
+  }
+
+  void give_back(size_t bytes) {
+    while (bytes > 0) {
+      Block block = oldest(bytes);
+      munmap(block.address, block.size);
+      bytes -= block.size;
     }
   }
 
-  // A block of this size that waits, or one of new pages and of those that may wait no more.
+  // A block of this size that waits, or one of pages that may wait no more and of fresh ones.
   Block found(size_t size) {
     auto same = by_size.find(size);
     if (same != by_size.end()) return removed(same->second.back());
-    Block block{mapped(size), size, 1};
-    size_t may = may_wait(size), filled = 0;
-    while (block.address != nullptr && filled < size && waiting_bytes > may &&
-           block.pieces + waiting.front().pieces < kMostPieces) {
-      Block oldest = removed(waiting.begin());
-      size_t part = std::min({oldest.size, size - filled, waiting_bytes + oldest.size - may});
-      bool whole = moved(oldest.address, part, block.address + filled);
-      if (part < oldest.size) {
-        wait({oldest.address + part, oldest.size - part, oldest.pieces}, /*longest=*/true);
+    size_t over = surplus(size);
+    if (over >= size && waiting.front().size >= size) return oldest(size);
+    Block block{mapped(size), size, {}};
+    size_t filled = 0;
+    while (block.address != nullptr && filled < size && filled < over) {
+      Block part = oldest(std::min(size, over) - filled);
+      if (block.pieces.size() + part.pieces.size() >= kMostPieces) {
+        munmap(part.address, part.size);
+        break;
       }
-      if (!whole) {
+      if (!moved(part, block.address + filled)) {
         munmap(block.address, size);
         block.address = nullptr;
       }
-      filled += part;
-      block.pieces += oldest.pieces;
+      filled += part.size;
+      block.pieces.insert(block.pieces.end(), part.pieces.begin(), part.pieces.end());
     }
+    if (filled < size) block.pieces.push_back(size - filled);
     return block;
   }
 };
@@ -135,15 +164,16 @@ void* block(size_t size) {
   std::lock_guard<std::mutex> guard(b.mutex);
   Block found = b.found(size);
   if (found.address == nullptr) {
-    b.shrink(0);
+    b.give_back(b.waiting_bytes);
     found = b.found(size);
   }
-  if (found.address != nullptr) {
-    b.lent[found.address] = found;
+  char* address = found.address;
+  if (address != nullptr) {
+    b.lent.emplace(address, std::move(found));
     b.lent_bytes += size;
-    b.shrink(b.may_wait());
+    b.give_back(b.surplus());
   }
-  return found.address;
+  return address;
 }
 
 void* pages(size_t bytes) {
@@ -173,10 +203,10 @@ void given(void* address) {
     std::lock_guard<std::mutex> guard(b.mutex);
     auto found = b.lent.find(address);
     if (found != b.lent.end()) {
-      b.wait(found->second);
       b.lent_bytes -= found->second.size;
+      b.wait(std::move(found->second), b.waiting.end());
       b.lent.erase(found);
-      b.shrink(b.may_wait());
+      b.give_back(b.surplus());
       return;
     }
   }
@@ -216,7 +246,7 @@ size_t tensile_pool_keep(size_t waiting, size_t limit) {
   std::lock_guard<std::mutex> guard(b.mutex);
   b.most_waiting_bytes = waiting / kPage * kPage;
   b.limit_bytes = limit / kPage * kPage;
-  b.shrink(b.may_wait());
+  b.give_back(b.surplus());
   return b.waiting_bytes;
 }
 
