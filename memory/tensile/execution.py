@@ -18,7 +18,7 @@ from tensile.actions import Action, Recompute, Swap
 from tensile.contents import Content, Contents, Slot
 from tensile.pressure import Pressure
 from tensile.recorded_calls import Again, RecordedCalls
-from tensile.residency import GRADIENT, PARAMETER, STATE, Residency
+from tensile.residency import GRADIENT, STATE, Residency
 from tensile.saved_tensors import SavedTensors
 from tensile.schedule import Schedule
 from tensile.sequence import Moment
@@ -133,29 +133,33 @@ class Execution:
         """Do what is due now, then make room for what comes until the next moment: for `needed`,
         which nobody may have asked back, and for `unmade_bytes`, which will be there from here on.
         """
-        self._contents.settle()
         index = self._index(moment, number, name, size_bytes)
         if index is None:
+            self._contents.settle()
             unplanned_bytes = unmade_bytes + self._residency.away_bytes(needed)
             self._pressure.relieve_unplanned(size_bytes, self._used(), unplanned_bytes)
             self._rise_bytes = self._pressure.rise_bytes
             return
         assert self.schedule is not None
+        self._rise_bytes = self.schedule.rise_bytes[index]
+        quiet = not (self._waiting or unmade_bytes or index in self.schedule.busy)
+        if quiet and self._pressure.is_roomy(self._rise_bytes):
+            if not self._residency.is_away(needed):
+                return
+        self._contents.settle()
         due = [*self._waiting, *self.schedule.leaving.get(index, ())]
         self._waiting = [action for action in due if not self._left(action)]
         asked = self.schedule.asked.get(index, ())
         self._waiting = [action for action in self._waiting if action not in asked]
-        self._rise_bytes = self.schedule.rise_bytes[index]
         coming_bytes, paged_bytes = self._coming_bytes(asked, needed)
-        rise = self._rise_bytes + unmade_bytes + coming_bytes
-        held = self._pressure.relieve(rise, self._used(), paged_bytes)
+        rise = self._rise_bytes + unmade_bytes
+        held = self._pressure.relieve(rise, self._used(), coming_bytes, paged_bytes)
         for action in asked:  # only now, so that nothing comes before there is room
             self._ask(action)
         expected = self.schedule.live_bytes[self.schedule.trace.events[index].position]
         self.surplus_bytes = max(self.surplus_bytes, held - expected)
 
-    def enter(self, name: str, parameters: Iterable[str]) -> None:
-        used = frozenset(PARAMETER + parameter for parameter in parameters)
+    def enter(self, name: str, used: frozenset[str]) -> None:
         self._in_use.append(used)
         self.moment(Moment.ENTER, name=name, needed=used)
         for parameter in used:
@@ -205,16 +209,16 @@ class Execution:
         if not self.is_followed:
             return None
         assert self.schedule is not None
-        expected = self.schedule.expected()
         index = self.schedule.see(moment, number, name, size_bytes)
         if index is None:
+            expected = self.schedule.expected()
             index = self._changed_over(self.schedule, moment, number, name, size_bytes)
-        if index is None:
-            self._counters.deviations += 1
-            self._counters.note(
-                f"a step met {moment} {name or number} where its plan expects {expected}; the rest "
-                "of such a step keeps the budget without a plan"
-            )
+            if index is None:
+                self._counters.deviations += 1
+                self._counters.note(
+                    f"a step met {moment} {name or number} where its plan expects {expected}; the "
+                    "rest of such a step keeps the budget without a plan"
+                )
         return index
 
     def _changed_over(

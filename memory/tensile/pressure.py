@@ -18,6 +18,7 @@ from tensile.residency import Residency
 
 _EARLY = 0.8  # share of the budget from which on writes begin, where no plan says when
 _SPARE = 0.03  # share of the budget that freed memory does not wait in: others take some too
+_TRUST = 8  # moments for which what was seen is taken to hold
 _PATIENCE = 32  # moments between two attempts to find memory that nobody accounts for
 
 
@@ -36,15 +37,36 @@ class Pressure:
         self._residency = residency
         self._before_bytes = 0
         self._rest = 0
+        self._beside_bytes = 0  # held, or about to be, that the pool has not lent
+        self._trust = 0  # moments for which that may be relied on
 
-    def relieve(self, rise_bytes: int, in_use: frozenset[str], paged_bytes: int = 0) -> int:
-        """Make room for `rise_bytes`, as a plan knows it, and for `paged_bytes` of what lasts, which
-        come now. Answers what was held before.
+    def is_roomy(self, rise_bytes: int) -> bool:
+        """Whether there is room for `rise_bytes` by what the pool lends and by what was seen beside
+        it some moments ago; asking the system takes longer.
+        """
+        if self.limit_bytes is None:
+            return True
+        if self._trust <= 0:
+            return False
+        self._trust -= 1
+        likely_bytes = freed_memory.lent_bytes() + self._beside_bytes + rise_bytes
+        return likely_bytes <= self.limit_bytes * (1 - _SPARE)
+
+    def relieve(
+        self,
+        rise_bytes: int,
+        in_use: frozenset[str],
+        coming_bytes: int = 0,
+        paged_bytes: int = 0,
+    ) -> int:
+        """Make room for `rise_bytes`, as a plan knows it, and for what comes back now, by way of
+        the pool and as `paged_bytes` of what lasts. Answers what was held before.
         """
         if self.limit_bytes is None:
             return 0
         held = self._held_bytes()
-        self._keep(held, rise_bytes, self.limit_bytes, in_use, paged_bytes)
+        self._keep(held, rise_bytes + coming_bytes, self.limit_bytes, in_use, paged_bytes)
+        self._beside_bytes += coming_bytes
         return held
 
     def relieve_unplanned(
@@ -146,6 +168,7 @@ class Pressure:
         """
         assert self.limit_bytes is not None
         beside_bytes = held_bytes - freed_memory.lent_bytes() + paged_bytes
+        self._beside_bytes, self._trust = beside_bytes, _TRUST
         spare_bytes = int(self.limit_bytes * _SPARE)
         freed_memory.keep_within(self.limit_bytes - spare_bytes - beside_bytes)
 
