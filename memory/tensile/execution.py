@@ -141,19 +141,17 @@ class Execution:
             self._rise_bytes = self._pressure.rise_bytes
             return
         assert self.schedule is not None
-        self._rise_bytes = self.schedule.rise_bytes[index]
-        quiet = not (self._waiting or unmade_bytes or index in self.schedule.busy)
-        if quiet and self._pressure.is_roomy(self._rise_bytes):
-            if not self._residency.is_away(needed):
-                return
+        self._rise_bytes = rise = self.schedule.rise_bytes[index]
+        busy = self._waiting or unmade_bytes or index in self.schedule.busy
+        if not busy and not self._residency.is_away(needed) and self._pressure.is_roomy(rise):
+            return
         self._contents.settle()
         due = [*self._waiting, *self.schedule.leaving.get(index, ())]
         self._waiting = [action for action in due if not self._left(action)]
         asked = self.schedule.asked.get(index, ())
         self._waiting = [action for action in self._waiting if action not in asked]
         coming_bytes, paged_bytes = self._coming_bytes(asked, needed)
-        rise = self._rise_bytes + unmade_bytes
-        held = self._pressure.relieve(rise, self._used(), coming_bytes, paged_bytes)
+        held = self._pressure.relieve(rise + unmade_bytes, self._used(), coming_bytes, paged_bytes)
         for action in asked:  # only now, so that nothing comes before there is room
             self._ask(action)
         expected = self.schedule.live_bytes[self.schedule.trace.events[index].position]

@@ -135,9 +135,7 @@ class Pressure:
         if self.limit_bytes is None:
             freed_memory.let_wait(None)
             return
-        self._let_wait(
-            self._gauge.held_bytes(), self._residency.away_bytes(self._residency.away())
-        )
+        self._let_wait(self._gauge.held_bytes(), self._residency.away_bytes(self._residency.away()))
 
     def begin_step(self) -> None:
         self.shortfall_bytes = 0

@@ -14,9 +14,9 @@ from tensile.sequence import Kind, Moment, Trace
 
 
 class Schedule:
-    """`leaving[e]` and `asked[e]` are the actions due at event `e`, where `busy` has it; `rise_bytes[e]` is how far what
-    lives will rise, at most, between event `e` and the next one. `live_bytes[p]` lives while
-    operator `p` runs, as the plan has it.
+    """`leaving[e]` and `asked[e]` are the actions due at event `e`, where `busy` has it;
+    `rise_bytes[e]` is how far what lives will rise, at most, between event `e` and the next one.
+    `live_bytes[p]` lives while operator `p` runs, as the plan has it.
     """
 
     def __init__(self, trace: Trace, plan: Plan, timeline: Timeline) -> None:

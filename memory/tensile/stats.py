@@ -10,10 +10,10 @@ class Stats:
     """Totals since the session began.
 
     `peak_bytes` is the most that the job held over `base_bytes`, by the operating system's count.
-    `fetches` counts contents that came back, `passive_fetches` those of them that were needed before
-    they had been asked back, `replans` the plans that followed the first one, `deviations` the
-    steps that left their plan. `notes` say in sentences what a user may want to know, such as an
-    optimizer that runs as one chunk.
+    `fetches` counts contents that came back, `passive_fetches` those of them that were needed
+    before they had been asked back, `replans` the plans that followed the first one, `deviations`
+    the steps that left their plan. `notes` say in sentences what a user may want to know, such as
+    an optimizer that runs as one chunk.
     """
 
     steps: int
