@@ -208,8 +208,8 @@ def _table(
         f"count {natural / MIB:.0f} MiB",
         "",
         "| budget | MiB | peak MiB | of the budget | of the forecast | CPU × | CPU × pooled "
-        "| wall × | faults/step | moved MiB/step | recomputed MiB/step | stall ms/step | passive of fetches "
-        "| same losses |",
+        "| wall × | faults/step | moved MiB/step | recomputed MiB/step | stall ms/step "
+        "| passive of fetches | same losses |",
         f"|{'---|' * 14}",
     ]
     curve = []

@@ -38,6 +38,9 @@ class Pressure:
         self._before_bytes = 0
         self._rest = 0
         self._beside_bytes = 0  # held, or about to be, that the pool has not lent
+        self._learnt_bytes = (
+            0  # that operators take in no tensor, over what the spare is enough for
+        )
         self._trust = 0  # moments for which that may be relied on
 
     def is_roomy(self, rise_bytes: int) -> bool:
@@ -137,6 +140,12 @@ class Pressure:
             return
         self._let_wait(self._gauge.held_bytes(), self._residency.away_bytes(self._residency.away()))
 
+    def learn(self, over_bytes: int) -> None:
+        """A step held so much more than the budget for a moment, in what no pool lends: the scratch
+        memory of an operator. From here on that much less waits.
+        """
+        self._learnt_bytes = max(self._learnt_bytes, over_bytes)
+
     def begin_step(self) -> None:
         self.shortfall_bytes = 0
         self._before_bytes = self._gauge.held_bytes()
@@ -167,7 +176,7 @@ class Pressure:
         assert self.limit_bytes is not None
         beside_bytes = held_bytes - freed_memory.lent_bytes() + paged_bytes
         self._beside_bytes, self._trust = beside_bytes, _TRUST
-        spare_bytes = int(self.limit_bytes * _SPARE)
+        spare_bytes = int(self.limit_bytes * _SPARE) + self._learnt_bytes
         freed_memory.keep_within(self.limit_bytes - spare_bytes - beside_bytes)
 
     def _let_go(self, excess_bytes: int, in_use: frozenset[str]) -> None:

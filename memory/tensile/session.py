@@ -328,9 +328,13 @@ class Session:
             return
         if watched and self._passes <= _FIRST_PASSES:
             self._gauge.note_libraries()
+        before_bytes = self._counters.peak_bytes
         self._note_peak()
-        if limit is not None and self._counters.peak_bytes > limit:
+        over_bytes = 0 if limit is None else self._counters.peak_bytes - limit
+        if over_bytes > 0:
             self._exceeded = True
+            if self._counters.peak_bytes > before_bytes:
+                self._pressure.learn(over_bytes)
 
     def _return_freed_memory(self) -> None:
         slow = freed_memory.return_it()
