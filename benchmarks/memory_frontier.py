@@ -244,7 +244,40 @@ def _table(
             f"| {late} of {fetches}{f' ({late / fetches:.1%})' if fetches else ''} "
             f"| {'yes' if same else 'NO'} |"
         )
+    lines += ["", *_verdicts(peak, eager, {label: cases[label] for label in arms})]
     return [*lines, ""], curve
+
+
+def _verdicts(peak: int, eager: list[Case], cases: dict[str, list[Case]]) -> list[str]:
+    """What the goals say of these figures; savings are of the forecast peak."""
+    managed = {label: runs for label, runs in cases.items() if label not in ("eager", "pooled")}
+    tops = {label: max(case["peak_bytes"] for case in runs) for label, runs in managed.items()}
+    dear = {
+        label: statistics.median(_ratios(runs, eager, "cpu_s")) for label, runs in managed.items()
+    }
+    passive = {
+        label: sum(case["passive"] for case in runs) / max(sum(c["fetches"] for c in runs), 1)
+        for label, runs in managed.items()
+    }
+    saving = [label for label in managed if tops[label] <= 0.55 * peak * 1.05]
+    found = [f"- idle: {dear['idle']:.3f} times eager (goal 1.01)"]
+    if saving:
+        best = min(saving, key=lambda label: dear[label])
+        found.append(
+            f"- 45 % or more saved: {1 - tops[best] / peak:.0%} at {dear[best]:.2f} times eager, "
+            f"budget {best} (goal 1.05)"
+        )
+    lowest = min(managed, key=lambda label: tops[label])
+    found.append(
+        f"- least: {tops[lowest] / peak:.0%} of the forecast peak, "
+        f"{tops[lowest] / max(case['peak_bytes'] for case in eager):.0%} of what eager was counted "
+        f"with, at {dear[lowest]:.2f} times eager (goal 20 % at 2)"
+    )
+    late = [f"{label} {share:.1%}" for label, share in passive.items() if share > 0.01]
+    found.append(
+        f"- more than 1 % of the fetches passive: {', '.join(late) if late else 'nowhere'}"
+    )
+    return found
 
 
 def _median(runs: list[Case], key: str) -> float:

@@ -18,6 +18,7 @@ from tensile.residency import Residency
 
 _EARLY = 0.8  # share of the budget from which on writes begin, where no plan says when
 _SPARE = 0.03  # share of the budget that freed memory does not wait in: others take some too
+_UNWATCHED_SPARE = 0.08  # … and where nobody looks while others take it
 _TRUST = 8  # moments for which what was seen is taken to hold
 _PATIENCE = 32  # moments between two attempts to find memory that nobody accounts for
 
@@ -131,14 +132,18 @@ class Pressure:
                 return
             self._residency.ask(name)
 
-    def rest(self) -> None:
+    def rest(self, *, watched: bool) -> None:
         """Until the next step nobody looks: ordinary code may touch everything that lasts, and what
-        was freed leaves room for that.
+        was freed leaves room for that. Not `watched` are the steps either.
         """
         if self.limit_bytes is None:
             freed_memory.let_wait(None)
             return
-        self._let_wait(self._gauge.held_bytes(), self._residency.away_bytes(self._residency.away()))
+        self._let_wait(
+            self._gauge.held_bytes(),
+            self._residency.away_bytes(self._residency.away()),
+            _SPARE if watched else _UNWATCHED_SPARE,
+        )
 
     def learn(self, over_bytes: int) -> None:
         """A step held so much more than the budget for a moment, in what no pool lends: the scratch
@@ -169,14 +174,14 @@ class Pressure:
             held_bytes = self._wait(rise_bytes + paged_bytes)
         self._let_wait(held_bytes, paged_bytes)
 
-    def _let_wait(self, held_bytes: int, paged_bytes: int) -> None:
+    def _let_wait(self, held_bytes: int, paged_bytes: int, spare: float = _SPARE) -> None:
         """What was freed may wait where nothing else needs to be: the pool itself makes room for
         tensors, and here for what does not come from it, `paged_bytes` of it soon.
         """
         assert self.limit_bytes is not None
         beside_bytes = held_bytes - freed_memory.lent_bytes() + paged_bytes
         self._beside_bytes, self._trust = beside_bytes, _TRUST
-        spare_bytes = int(self.limit_bytes * _SPARE) + self._learnt_bytes
+        spare_bytes = int(self.limit_bytes * spare) + self._learnt_bytes
         freed_memory.keep_within(self.limit_bytes - spare_bytes - beside_bytes)
 
     def _let_go(self, excess_bytes: int, in_use: frozenset[str]) -> None:

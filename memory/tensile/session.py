@@ -175,7 +175,7 @@ class Session:
                 yield
         finally:
             self._inside = None
-            self._pressure.rest()
+            self._pressure.rest(watched=watched)
             self._counters.steps += 1
             self._look_back(limit, watched=watched)
 
@@ -367,7 +367,7 @@ class Session:
             self._return_freed_memory()
         self._adoption.plan(limit)
         self._pressure.limit_bytes = limit
-        self._pressure.rest()
+        self._pressure.rest(watched=self._watches(limit))
 
     def _require_open(self, what: str) -> None:
         if self._closed:
