@@ -14,6 +14,7 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers.ballast import ballast
 from helpers.budgeted_process import warm
 from helpers.random_trainings import BATCHES, Recipe, recipes
 from helpers.small_trainings import Training, contents, differences
@@ -87,7 +88,10 @@ def gives_the_same_bits(recipe: Recipe, folder: Path) -> None:
     plain, managed = recipe.made(), recipe.made()
     refused = refusal(plain)
     expected = contents(plain)
-    with Session(managed.model, managed.optimizer, 1, folder=folder, smallest_bytes=0) as session:
+    with (
+        Session(managed.model, managed.optimizer, 1, folder=folder, smallest_bytes=0) as session,
+        ballast(),
+    ):
         assert refusal(managed, session) == refused
         stats = session.stats()
         assert differences(contents(managed), expected) == []
@@ -133,7 +137,10 @@ def test_every_saved_tensor_that_may_leave_does(folder: Path, recipe: Recipe) ->
     training = recipe.made()
     nothing = nn.Parameter(torch.zeros(0))
     optimizer = torch.optim.SGD([nothing], lr=0.1)  # what moves is what autograd saved, no more
-    with Session(nn.Identity(), optimizer, 1, folder=folder, smallest_bytes=0) as session:
+    with (
+        Session(nn.Identity(), optimizer, 1, folder=folder, smallest_bytes=0) as session,
+        ballast(),
+    ):
         assume(refusal(training, session) is None)
         stats = session.stats()
     assert stats.swapped_out_bytes >= STEPS * saved_that_may_leave_bytes(recipe)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from helpers.ballast import ballast
 from helpers.random_programs import Operation, operations, perform
 from tensile import Session
 
@@ -26,7 +27,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     model = nn.Linear(SIDE, SIDE)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     folder = tmp_path_factory.mktemp("lower")
-    with Session(model, optimizer, 1, folder=folder, smallest_bytes=0) as session:
+    with Session(model, optimizer, 1, folder=folder, smallest_bytes=0) as session, ballast():
         yield session
 
 
@@ -197,7 +198,7 @@ def test_a_graph_that_is_thrown_away_gives_its_extents_back(tmp_path: Path) -> N
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x = torch.randn(64, 64, requires_grad=True)
-    with Session(model, optimizer, 1, folder=tmp_path, smallest_bytes=0) as session:
+    with Session(model, optimizer, 1, folder=tmp_path, smallest_bytes=0) as session, ballast():
         for _ in range(5):
             with session.step():
                 loss = x.exp().sin().exp().sum()

@@ -135,9 +135,9 @@ class Coordinator:
         self._waiting.pop(member.job, None)
         before = self._admitted.pop(member.job, None)
         held_bytes = event.holds_bytes if before is None else before.lease_bytes
-        if 0 < min(held_bytes, job.minimum_bytes) <= self.free_bytes:
+        if held_bytes > 0 and self.free_bytes > 0:
             # One that comes back late may find less than it holds: it gives up what is over.
-            job.lease_bytes = min(max(held_bytes, job.minimum_bytes), self.free_bytes)
+            job.lease_bytes = min(held_bytes, self.free_bytes)
             self._admitted[member.job] = job
             answer.append(Admitted(job=member.job, minimum_bytes=job.minimum_bytes))
             answer.append(Granted(job=member.job, lease_bytes=job.lease_bytes))
@@ -162,10 +162,11 @@ class Coordinator:
             answer.append(Admitted(job=job.member.job, minimum_bytes=job.minimum_bytes))
             answer.append(_target(job.portion))
             answer.append(Granted(job=job.member.job, lease_bytes=job.lease_bytes))
-        if self._interlocked:
-            return
         for job in self._admitted.values():
-            if job.portion is not None and self._grow(job, job.portion.cap_bytes):
+            wanted_bytes = job.minimum_bytes
+            if job.portion is not None and not self._interlocked:
+                wanted_bytes = job.portion.cap_bytes
+            if self._grow(job, wanted_bytes):
                 answer.append(Granted(job=job.member.job, lease_bytes=job.lease_bytes))
 
     def _queue(self) -> list[_Job]:
