@@ -69,6 +69,7 @@ def test_a_node_that_ray_has_lost_is_forgotten(nodes: LocalNodes) -> None:
         assert [node.name for node in left.nodes] == ["here-2"]
 
 
+@pytest.mark.long
 def test_a_head_that_stops_listening_is_noticed_within_seconds() -> None:
     said: list[str] = []
     lost = threading.Event()

@@ -108,6 +108,7 @@ def test_params_that_raise_are_told_as_the_module_s_own(tmp_path: Path) -> None:
     assert "(mine.py:5)" in said
 
 
+@pytest.mark.long
 def test_a_module_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
     write(
         tmp_path,

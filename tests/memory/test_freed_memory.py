@@ -85,6 +85,7 @@ def test_what_waits_makes_room_before_a_limit_is_exceeded(pool: MemoryPool) -> N
     assert held_bytes() - before < limit + 2 * MIB
 
 
+@pytest.mark.long
 def test_pages_that_wait_come_to_tensors_of_other_sizes(pool: MemoryPool) -> None:
     generator = torch.Generator().manual_seed(0)
     gc.collect()

@@ -123,7 +123,7 @@ def keeps_a_budget(recipe: Recipe, share: float, folder: Path) -> None:
     assert stats.peak_bytes < 1.05 * stats.budget_bytes
 
 
-@settings(max_examples=16)
+@settings(max_examples=8)
 @given(recipe=recipes(SMALL, fewest=3, most=12))
 def test_small_models_give_the_same_bits_when_everything_moves(
     folder: Path, recipe: Recipe
@@ -131,7 +131,7 @@ def test_small_models_give_the_same_bits_when_everything_moves(
     gives_the_same_bits(recipe, folder)
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(recipe=recipes(SMALL, fewest=3, most=12))
 def test_every_saved_tensor_that_may_leave_does(folder: Path, recipe: Recipe) -> None:
     training = recipe.made()

@@ -194,6 +194,7 @@ def test_a_backward_pass_after_the_step_finds_everything(session: Session) -> No
     assert same(managed, x.grad)
 
 
+@pytest.mark.long
 def test_a_graph_that_is_thrown_away_gives_its_extents_back(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

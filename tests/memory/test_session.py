@@ -449,6 +449,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_every_optimizer_gives_the_same_in_chunks(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -97,6 +97,7 @@ def test_training_goes_on_with_the_same_bits_after_the_session_is_closed(
     assert differences(contents(training), expected) == []
 
 
+@pytest.mark.long
 def test_two_shapes_that_were_both_prepared_alternate_without_leaving_their_plans(
     tmp_path: Path,
 ) -> None:

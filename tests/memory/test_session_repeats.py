@@ -208,6 +208,7 @@ def test_gradients_of_earlier_steps_that_were_added_to_are_not_added_to_twice(
     assert differences(all_of(training)["gradients"], both) == []
 
 
+@pytest.mark.long
 def test_a_large_buffer_is_put_back_once_a_step_was_seen_to_write_it(tmp_path: Path) -> None:
     class Queue(nn.Module):
         def __init__(self) -> None:
@@ -424,6 +425,7 @@ def test_an_eviction_that_cannot_be_written_surfaces_and_the_next_step_is_as_eve
     assert differences(all_of(training), wanted) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("budget", [1, "8GiB"])
 def test_scarce_memory_in_an_evaluation_leaves_everything_valid(
     budget: int | str, tmp_path: Path

@@ -73,6 +73,7 @@ def test_a_watch_sees_the_fence_also_after_a_storage_that_could_not_be_read(
         watch.close()
 
 
+@pytest.mark.long
 def test_a_worker_whose_attempt_is_given_up_ends_its_program_and_says_nothing_more(
     tmp_path: Path,
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import pytest
+
 from dovetail_workers.hang import HangWatch
 from dovetail_workers.reports import Ended, Progress
 from helpers.attempts import alive, entries, run, script_launch
@@ -47,6 +49,7 @@ def test_a_script_that_hangs_is_lost_with_its_whole_tree(tmp_path: Path) -> None
     assert not alive(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.long
 def test_a_script_that_moves_may_take_longer_than_the_timeout(tmp_path: Path) -> None:
     script = (
         "for step in 1 2 3 4 5 6; do "

@@ -40,6 +40,7 @@ def test_a_run_whose_steps_find_no_memory_at_times_ends_with_the_same_bits(
     assert tried.of(MemoryUsed)[-1].replans
 
 
+@pytest.mark.long
 def test_a_run_that_never_finds_memory_ends_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
