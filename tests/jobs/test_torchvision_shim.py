@@ -62,6 +62,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_torchvision_and_timm_import_and_nms_equals_its_definition() -> None:
     ended = run(PROGRAM)
     assert ended.returncode == 0, ended.stderr

@@ -131,6 +131,7 @@ def test_small_models_give_the_same_bits_when_everything_moves(
     gives_the_same_bits(recipe, folder)
 
 
+@pytest.mark.long
 @settings(max_examples=4)
 @given(recipe=recipes(SMALL, fewest=3, most=12))
 def test_every_saved_tensor_that_may_leave_does(folder: Path, recipe: Recipe) -> None:

@@ -277,6 +277,7 @@ def _interrupt(gradient: torch.Tensor) -> None:
     raise Interrupted
 
 
+@pytest.mark.long
 def test_gradients_accumulate_over_several_backward_passes(tmp_path: Path) -> None:
     def accumulate(training: Training) -> None:
         training.optimizer.zero_grad()
@@ -409,6 +410,7 @@ def test_evaluation_gives_the_same_and_keeps_no_graph(tmp_path: Path) -> None:
 # the optimizer
 
 
+@pytest.mark.long
 def test_schedulers_made_before_and_after_the_session_see_one_step(tmp_path: Path) -> None:
     def rates(managed: bool, late: bool) -> tuple[list[float], Any]:
         training = perceptron()
@@ -554,6 +556,7 @@ def test_a_fused_step_with_a_scaler_is_traced_inside_a_session_too(tmp_path: Pat
 # plans
 
 
+@pytest.mark.long
 def test_a_step_that_cannot_be_traced_runs_without_a_plan_and_it_is_said(tmp_path: Path) -> None:
     training, expected = perceptron(), perceptron()
 
@@ -574,6 +577,7 @@ def test_a_step_that_cannot_be_traced_runs_without_a_plan_and_it_is_said(tmp_pat
     assert differences(contents(training), contents(expected)) == []
 
 
+@pytest.mark.long
 def test_a_step_of_another_shape_leaves_its_plan_and_gives_the_same(tmp_path: Path) -> None:
     training, expected = language(), language()
     batches = [training.batches[0], training.batches[1][:, :40], training.batches[2]]

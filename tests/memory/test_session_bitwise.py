@@ -52,7 +52,12 @@ def inside(session: Session, training: Training, steps: int = STEPS) -> Stats:
     return session.stats()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = ("perceptron", "convolutions")
+
+
+@pytest.mark.parametrize(
+    "kind", [*QUICK, *(pytest.param(k, marks=pytest.mark.long) for k in KINDS if k not in QUICK)]
+)
 def test_a_planned_step_at_half_the_peak_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
     expected = contents(without_session(kind))
     training = KINDS[kind]()
@@ -82,6 +87,7 @@ def test_a_budget_that_nothing_fits_moves_everything_and_gives_the_same_bits(
     assert differences(contents(training), expected) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["perceptron", "language"])
 def test_training_goes_on_with_the_same_bits_after_the_session_is_closed(
     kind: str, tmp_path: Path
