@@ -30,10 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from environment import describe
-from forecast_models import REPORTED
+from frontier_models import MODELS
 from memory_forecast import load_libraries, step_of
 
-MODELS = {"GPT": 8, "Swin": 8, "ResNet-like": 32}
 IDLE = 1.25  # of the forecast peak: more than its margin above it
 POOLED = -1  # in place of a budget
 SHARES: tuple[float | str, ...] = (0.8, 0.6, 0.45, 0.35, 0.25, "floor")
@@ -50,7 +49,8 @@ def made(name: str) -> tuple[Any, Any, Any, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     load_libraries()
-    model, batch = REPORTED[name][0](MODELS[name])
+    make, batch_size = MODELS[name]
+    model, batch = make(batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     return model, optimizer, step_of(model, optimizer), batch
 
@@ -204,7 +204,7 @@ def _table(
     natural = statistics.median(case["peak_bytes"] for case in eager)
     peak = forecast["forecast_bytes"]
     lines = [
-        f"## {name}, batch {MODELS[name]}: forecast {peak / MIB:.0f} MiB, eager by the system's "
+        f"## {name}, batch {MODELS[name][1]}: forecast {peak / MIB:.0f} MiB, eager by the system's "
         f"count {natural / MIB:.0f} MiB",
         "",
         "| budget | MiB | peak MiB | of the budget | of the forecast | CPU × | CPU × pooled "
