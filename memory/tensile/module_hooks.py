@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tensile.execution import Execution
-from tensile.residency import PARAMETER
 
 
 class ModuleHooks:
@@ -30,9 +29,7 @@ class ModuleHooks:
             first.setdefault(module, name)
         for module, name in first.items():
             if module._parameters:
-                own = frozenset(
-                    PARAMETER + names[id(p)] for p in module._parameters.values() if p is not None
-                )
+                own = [names[id(p)] for p in module._parameters.values() if p is not None]
                 self._removable += [
                     module.register_forward_pre_hook(self._entering(name, own)),
                     module.register_forward_hook(self._leaving(name)),
@@ -47,7 +44,7 @@ class ModuleHooks:
             handle.remove()
         self._removable.clear()
 
-    def _entering(self, name: str, own: frozenset[str]) -> Callable[[nn.Module, object], None]:
+    def _entering(self, name: str, own: list[str]) -> Callable[[nn.Module, object], None]:
         def enter(_: nn.Module, args: object) -> None:
             if self._active():
                 self._execution.enter(name, own)

@@ -190,7 +190,6 @@ class Session:
         for note in planning.trace.notes:
             self._counters.note(note)
         self._budget.plan()
-        self._settle()
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -207,9 +206,9 @@ class Session:
                 yield
         finally:
             self._inside = None
-            self._pressure.rest(watched=watched)
+            self._device.let_wait(None if limit is None else 0)
             self._counters.steps += 1
-            self._look_back(limit, watched=watched)
+            self._peaks.look_back(limit, watched=watched)
 
     def attempt(self, train_step: Callable[[Batch], Result], batch: Batch) -> Result:
         """`train_step(batch)` in a step; once more from the start if memory fails in it and it had
@@ -241,7 +240,7 @@ class Session:
         finally:
             self._execution.stop()
             self._inside = None
-            self._look_back(limit, watched=watched)
+            self._peaks.look_back(limit, watched=watched)
 
     @contextmanager
     def staging(self) -> Iterator[Callable[[int], None]]:
@@ -264,7 +263,7 @@ class Session:
                 self._pressure.bring_back(here)
         finally:
             self._inside = None
-            self._look_back(limit, watched=watched)
+            self._peaks.look_back(limit, watched=watched)
 
     def stats(self) -> Stats:
         """Totals so far."""
@@ -283,7 +282,6 @@ class Session:
         """From the next step on. Raises PlanError below the floor; the old budget stays then."""
         self._require_open("set_budget")
         self._budget.change(budget)
-        self._settle()
 
     def step_down(self) -> int | None:
         """Where memory failed under the present budget: one rung of the ladder lower from the next
@@ -342,17 +340,6 @@ class Session:
             return False
         return self._peaks.exceeded or not self._adoption.is_idle
 
-    def _look_back(self, limit: int | None, *, watched: bool) -> None:
-        over_bytes = self._peaks.look_back(limit, watched=watched)
-        if over_bytes > 0:
-            self._pressure.learn(over_bytes)
-
-    def _settle(self) -> None:
-        """A plan or a budget is new: what was freed waits as it may under that one."""
-        limit = self._budget.limit_bytes()
-        self._pressure.limit_bytes = limit
-        self._pressure.rest(watched=self._watches(limit))
-
     def _is_active(self) -> bool:
         return self._inside is not None and self._execution.is_running
 
@@ -370,6 +357,12 @@ class Session:
             self._residency.evict_everything()
         self._pressure.empty(frozenset())
         self._budget.step_down()
+
+    def _replan(self) -> None:
+        limit = self._budget.limit_bytes()
+        if limit is not None:
+            self._budget.give_back_freed_memory()
+        self._adoption.plan(limit)
 
     def _require_open(self, what: str) -> None:
         if self._closed:
