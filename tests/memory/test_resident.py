@@ -15,6 +15,12 @@ from tensile import resident
 
 MIB = 2**20
 SLACK_BYTES = 4 * MIB
+PIECE = b"x" * MIB  # a longer one would come from the heap, and what is freed there may stay
+
+
+def touch(area: mmap.mmap, size_bytes: int) -> None:
+    for _ in range(size_bytes // MIB):
+        area.write(PIECE)
 
 
 def test_the_total_is_what_psutil_reads() -> None:
@@ -28,7 +34,7 @@ def test_touched_anonymous_memory_counts_and_untouched_does_not() -> None:
     before = resident.measure()
     with mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
         untouched = resident.measure()
-        area.write(b"x" * 32 * MIB)
+        touch(area, 32 * MIB)
         touched = resident.measure()
     assert before is not None
     assert untouched is not None
@@ -42,7 +48,7 @@ def test_pages_of_a_file_are_counted_apart_from_anonymous_ones() -> None:
         file.truncate(16 * MIB)
         with mmap.mmap(file.fileno(), 16 * MIB) as area:
             before = resident.measure()
-            area.write(b"y" * 16 * MIB)
+            touch(area, 16 * MIB)
             after = resident.measure()
     assert before is not None
     assert after is not None
@@ -57,8 +63,7 @@ def test_the_peak_outlives_the_memory_until_it_is_reset() -> None:
     if not resident.reset_peak():
         pytest.skip("this system does not let a process reset its peak")
     with mmap.mmap(-1, 48 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
-        for _ in range(48):
-            area.write(b"z" * MIB)
+        touch(area, 48 * MIB)
     growth = resident.peak_growth_bytes(base)
     assert growth is not None
     assert abs(growth - 48 * MIB) < SLACK_BYTES
