@@ -91,7 +91,8 @@ def has_resumed(dovetail: Installation, job_id: str, attempt: int) -> bool:
     assert job["state"] not in ("FAILED", "SUCCEEDED"), job["message"]
     found = {item["number"]: item["resumed_from_step"] for item in job["attempts"]}
     begin = found.get(attempt)
-    return begin is not None and job["progress"]["step"] > begin
+    step = job["progress"]["step"]  # none between its start and its first progress
+    return begin is not None and step is not None and step > begin
 
 
 def test_a_family_of_the_users_own_goes_on_as_submitted_after_a_kill_and_in_a_retry(
