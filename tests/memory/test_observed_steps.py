@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.invented_costs import COSTS
 from helpers.small_trainings import KINDS, Training, contents, differences, language
 from tensile import Session, forecast, trace
-from tensile.costs import Costs
 from tensile.execution import Execution
 from tensile.observation import Observation
 from tensile.observed import observed_trace
 from tensile.sequence import Kind, Trace
 from tensile.simulator import simulate
 
-COSTS = Costs(
-    device="cpu",
-    flops_per_s=5e10,
-    moved_bytes_per_s=5e9,
-    overhead_s=1e-5,
-    out_bytes_per_s=1e9,
-    in_bytes_per_s=8e8,
-    copy_latency_s=1e-4,
-)
 Step = Callable[[Training, Any], None]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def deep(rows: int = 4096) -> Training:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,32 +15,15 @@ from torch import nn
 
 from helpers.ballast import ballast
 from helpers.budgeted_process import warm
+from helpers.invented_costs import COSTS
 from helpers.random_trainings import BATCHES, Recipe, recipes
 from helpers.small_trainings import Training, contents, differences
 from tensile import Session, trace
-from tensile.costs import Costs
 from tensile.gaps import gaps
 from tensile.tape import Tape
 
-COSTS = Costs(
-    device="cpu",
-    flops_per_s=5e10,
-    moved_bytes_per_s=5e9,
-    overhead_s=1e-5,
-    out_bytes_per_s=1e9,
-    in_bytes_per_s=8e8,
-    copy_latency_s=1e-4,
-)
 STEPS = 3
 SMALL, LARGE = 8, 640  # a matrix of 256 bytes, and one of 1.6 MB
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,14 +123,6 @@ def cheap_layers() -> Training:
         batches=[torch.randn(1024, 64) for _ in range(3)],
         loss=lambda m, x: m(x).square().mean(),
     )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_training_that_computes_again_gives_the_same_bits(tmp_path: Path) -> None:

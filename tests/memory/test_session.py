@@ -17,33 +17,15 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.invented_costs import COSTS
 from helpers.small_trainings import Training, contents, differences, language, perceptron
 from tensile import BudgetError, Session, SessionError, TierError, freed_memory
 from tensile.actions import PlanError
 from tensile.budget import budget_bytes
 from tensile.contents import Content, Contents, Slot
-from tensile.costs import Costs
 from tensile.lower_tier import LowerTier
 from tensile.stats import Counters
 from tensile.swap_file import SwapFile
-
-COSTS = Costs(
-    device="cpu",
-    flops_per_s=5e10,
-    moved_bytes_per_s=5e9,
-    overhead_s=1e-5,
-    out_bytes_per_s=1e9,
-    in_bytes_per_s=8e8,
-    copy_latency_s=1e-4,
-)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tight(training: Training, folder: Path, **options: Any) -> Session:

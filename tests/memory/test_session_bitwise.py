@@ -14,28 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.invented_costs import COSTS
 from helpers.small_trainings import KINDS, Training, contents, differences
 from tensile import Session, Stats
-from tensile.costs import Costs
 
-COSTS = Costs(
-    device="cpu",
-    flops_per_s=5e10,
-    moved_bytes_per_s=5e9,
-    overhead_s=1e-5,
-    out_bytes_per_s=1e9,
-    in_bytes_per_s=8e8,
-    copy_latency_s=1e-4,
-)
 STEPS = 8
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def without_session(kind: str, steps: int = STEPS) -> Training:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,6 @@ from tensile import Session, TierError, freed_memory
 pytestmark = pytest.mark.long
 
 TESTS = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def step(training: Training, mischief: Mischief, number: int, place: str, what: Any) -> None:

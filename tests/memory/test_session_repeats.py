@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.invented_costs import COSTS
 from helpers.mischief import (
     PLACES,
     ROWS,
@@ -30,27 +31,14 @@ from helpers.mischief import (
 )
 from helpers.small_trainings import Training, differences, perceptron
 from tensile import Session, StepOutOfMemory, TierError, freed_memory
-from tensile.costs import Costs
 from tensile.rungs import SHARES, rung_below
 
 CHUNK = "chunk"
-COSTS = Costs(
-    device="cpu",
-    flops_per_s=5e10,
-    moved_bytes_per_s=5e9,
-    overhead_s=1e-5,
-    out_bytes_per_s=1e9,
-    in_bytes_per_s=8e8,
-    copy_latency_s=1e-4,
-)
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _unlimited_again() -> Iterator[None]:
     yield
-    torch.set_num_threads(before)
     unlimit_address_space()
 
 
