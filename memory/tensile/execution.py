@@ -6,6 +6,7 @@ the reactive policy does: the oldest leaves when the budget is near, the newest 
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -18,7 +19,7 @@ from tensile.contents import Content, Contents, Slot
 from tensile.observation import Observation
 from tensile.pressure import Pressure
 from tensile.recorded_calls import Again, RecordedCalls
-from tensile.residency import GRADIENT, PARAMETER, STATE, Residency
+from tensile.residency import GRADIENT, STATE, Residency
 from tensile.saved_tensors import SavedTensors
 from tensile.schedule import Schedule
 from tensile.sequence import Moment
@@ -134,11 +135,12 @@ class Execution:
         """Do what is due now, then make room for what comes until the next moment: for `needed`,
         which nobody may have asked back, and for `unmade_bytes`, which will be there from here on.
         """
-        self._contents.settle()
         if self.observation is not None:
+            self._contents.settle()
             self.observation.see(moment, number, name)
         index = self._index(moment, number, name, size_bytes)
         if index is None:
+            self._contents.settle()
             unplanned_bytes = unmade_bytes + self._residency.away_bytes(needed)
             self._pressure.relieve_unplanned(size_bytes, self._used(), unplanned_bytes)
             self._rise_bytes = self._pressure.rise_bytes
@@ -146,20 +148,23 @@ class Execution:
                 self.observation.go_on(self._used())
             return
         assert self.schedule is not None
+        self._rise_bytes = rise = self.schedule.rise_bytes[index]
+        busy = self._waiting or unmade_bytes or index in self.schedule.busy
+        if not busy and not self._residency.is_away(needed) and self._pressure.is_roomy(rise):
+            return
+        self._contents.settle()
         due = [*self._waiting, *self.schedule.leaving.get(index, ())]
         self._waiting = [action for action in due if not self._left(action)]
         asked = self.schedule.asked.get(index, ())
         self._waiting = [action for action in self._waiting if action not in asked]
-        self._rise_bytes = self.schedule.rise_bytes[index]
-        coming_bytes = unmade_bytes + self._coming_bytes(asked, needed)
-        held = self._pressure.relieve(self._rise_bytes + coming_bytes, self._used())
+        coming_bytes, paged_bytes = self._coming_bytes(asked, needed)
+        held = self._pressure.relieve(rise + unmade_bytes, self._used(), coming_bytes, paged_bytes)
         for action in asked:  # only now, so that nothing comes before there is room
             self._ask(action)
         expected = self.schedule.live_bytes[self.schedule.trace.events[index].position]
         self.surplus_bytes = max(self.surplus_bytes, held - expected)
 
-    def enter(self, name: str, parameters: Iterable[str]) -> None:
-        used = frozenset(PARAMETER + parameter for parameter in parameters)
+    def enter(self, name: str, used: frozenset[str]) -> None:
         self._in_use.append(used)
         self.moment(Moment.ENTER, name=name, needed=used)
         for parameter in used:
@@ -209,16 +214,16 @@ class Execution:
         if not self.is_followed:
             return None
         assert self.schedule is not None
-        expected = self.schedule.expected()
         index = self.schedule.see(moment, number, name, size_bytes)
         if index is None:
+            expected = self.schedule.expected()
             index = self._changed_over(self.schedule, moment, number, name, size_bytes)
-        if index is None:
-            self._counters.deviations += 1
-            self._counters.note(
-                f"a step met {moment} {name or number} where its plan expects {expected}; the rest "
-                "of such a step keeps the budget without a plan"
-            )
+            if index is None:
+                self._counters.deviations += 1
+                self._counters.note(
+                    f"a step met {moment} {name or number} where its plan expects {expected}; the "
+                    "rest of such a step keeps the budget without a plan"
+                )
         return index
 
     def _changed_over(
@@ -256,8 +261,10 @@ class Execution:
             return True
         return self._contents.forget(slot.content, Again(call, source, self._present))
 
-    def _coming_bytes(self, asked: Iterable[Swap], needed: Iterable[str]) -> int:
-        """Of what is needed or will be asked back now, what is not on the device yet."""
+    def _coming_bytes(self, asked: Iterable[Swap], needed: Iterable[str]) -> tuple[int, int]:
+        """Of what is needed or will be asked back now, what is not on the device yet: contents,
+        and pages of what lasts.
+        """
         lasting = dict.fromkeys(needed)
         coming_bytes = 0
         for action in asked:
@@ -266,7 +273,7 @@ class Execution:
                 coming_bytes += slot.content.bytes if slot.content.is_away() else 0
             else:
                 lasting[action.storage] = None
-        return coming_bytes + self._residency.away_bytes(lasting)
+        return coming_bytes, self._residency.away_bytes(lasting)
 
     def _ask(self, action: Swap) -> None:
         slot = self._slot(action)
@@ -342,7 +349,12 @@ class Execution:
         everything that can leave has left.
         """
         try:
-            torch.empty(size_bytes, dtype=torch.uint8)
-        except RuntimeError:
+            _try_out(size_bytes)
+        except OSError:
             self._pressure.empty(self._used())
             torch.empty(size_bytes, dtype=torch.uint8)
+
+
+def _try_out(size_bytes: int) -> None:
+    """Raises OSError where the system has no such room. What waits freed is left as it is."""
+    mmap.mmap(-1, max(size_bytes, 1)).close()

@@ -56,6 +56,17 @@ def let_wait(size_bytes: int | None) -> None:
         _pool.set_cap(USUAL_BYTES if size_bytes is None else size_bytes)
 
 
+def lent_bytes() -> int:
+    """Bytes of the tensors that are whole pages of the pool; 0 without it."""
+    return 0 if _pool is None else _pool.lent_bytes
+
+
+def keep_within(size_bytes: int) -> None:
+    """From here on what waits makes room whenever it and what tensors have would exceed so much."""
+    if _pool is not None:
+        _pool.set_limit(size_bytes)
+
+
 def on_full(relieve: Callable[[int], bool] | None) -> None:
     """From here on `relieve(bytes)` may make room before an allocation fails, in the middle of an
     operator; without the pool, nobody can.

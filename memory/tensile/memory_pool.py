@@ -26,17 +26,19 @@ POOLED_BYTES = 64 * 2**10  # smaller tensors stay in the heap
 
 _SOURCE = Path(__file__).with_name("pool.cpp")
 _COMPILE_S = 120
+_NO_LIMIT = ctypes.c_size_t(-1).value
 
 _Relief = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)
 
 
 class MemoryPool:
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._set_cap = library.tensile_pool_set_cap
+        self._keep = library.tensile_pool_keep
         self._waiting = library.tensile_pool_waiting
-        for function in (self._set_cap, self._waiting):
+        self._lent = library.tensile_pool_lent
+        for function in (self._keep, self._waiting, self._lent):
             function.restype = ctypes.c_size_t
-        self._set_cap.argtypes = (ctypes.c_size_t,)
+        self._keep.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
         self._on_full = library.tensile_pool_on_full
         self._on_full.argtypes = (_Relief,)
         self._on_full.restype = None
@@ -49,9 +51,20 @@ class MemoryPool:
         """Bytes that are free, but still the process's."""
         return int(self._waiting())
 
+    @property
+    def lent_bytes(self) -> int:
+        """Whole pages that tensors have now."""
+        return int(self._lent())
+
     def set_cap(self, size_bytes: int) -> int:
         """From here on no more than `size_bytes` wait; answers how many do."""
-        return int(self._set_cap(max(0, size_bytes)))
+        return int(self._keep(max(0, size_bytes), _NO_LIMIT))
+
+    def set_limit(self, size_bytes: int) -> int:
+        """From here on what waits and what is lent stay within `size_bytes` together, as far as
+        what waits can do for it; answers how many bytes wait.
+        """
+        return int(self._keep(_NO_LIMIT, max(0, size_bytes)))
 
     def on_full(self, relieve: Callable[[int], bool] | None) -> None:
         """From here on `relieve(bytes)` is called in whatever thread allocates, possibly in the

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tensile.execution import Execution
+from tensile.residency import PARAMETER
 
 
 class ModuleHooks:
@@ -29,7 +30,9 @@ class ModuleHooks:
             first.setdefault(module, name)
         for module, name in first.items():
             if module._parameters:
-                own = [names[id(p)] for p in module._parameters.values() if p is not None]
+                own = frozenset(
+                    PARAMETER + names[id(p)] for p in module._parameters.values() if p is not None
+                )
                 self._removable += [
                     module.register_forward_pre_hook(self._entering(name, own)),
                     module.register_forward_hook(self._leaving(name)),
@@ -44,7 +47,7 @@ class ModuleHooks:
             handle.remove()
         self._removable.clear()
 
-    def _entering(self, name: str, own: list[str]) -> Callable[[nn.Module, object], None]:
+    def _entering(self, name: str, own: frozenset[str]) -> Callable[[nn.Module, object], None]:
         def enter(_: nn.Module, args: object) -> None:
             if self._active():
                 self._execution.enter(name, own)

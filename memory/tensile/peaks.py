@@ -22,19 +22,24 @@ class Peaks:
         self._counters = counters
         self._passes = 0
 
-    def look_back(self, limit_bytes: int | None, *, watched: bool) -> None:
-        """After a pass. Where nothing was watched, the peak is looked at now and then only: the
-        system keeps it, and asking takes time.
+    def look_back(self, limit_bytes: int | None, *, watched: bool) -> int:
+        """After a pass; by how much it is the first to exceed the budget, 0 where it does not.
+        Where nothing was watched, the peak is looked at now and then only: the system keeps it, and
+        asking takes time.
         """
         self._passes += 1
         if not watched and self._passes % _SELDOM != 1:
-            return
+            return 0
         if watched and self._passes <= _FIRST_PASSES:
             with suppress(MemoryError):  # after a pass that found none: the base stays as it was
                 self._gauge.note_libraries()
+        before_bytes = self._counters.peak_bytes
         self.note()
-        if limit_bytes is not None and self._counters.peak_bytes > limit_bytes:
-            self.exceeded = True
+        now_bytes = self._counters.peak_bytes
+        if limit_bytes is None or now_bytes <= limit_bytes:
+            return 0
+        self.exceeded = True
+        return now_bytes - limit_bytes if now_bytes > before_bytes else 0
 
     def note(self) -> None:
         """Into the statistics: the most that was held so far."""

@@ -1,8 +1,10 @@
 // An allocator for torch's CPU tensors that gives freed memory back, but not too soon.
 //
 // glibc either keeps large freed blocks for good, or maps and zeroes fresh pages for each tensor.
-// Here freed blocks wait for the next tensor of their size while they are no more than `cap` bytes
-// in all. Blocks are whole pages, so that they can be read and written round the page cache.
+// Here freed blocks wait for the next tensor of their size for as long as a limit allows. Where it
+// does not, the pages of those that waited longest move to the new tensor's address: to move a page
+// takes a hundredth of the time that the system needs to take it back and give a zeroed one.
+// Blocks are whole pages, so that they can be read and written round the page cache.
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
@@ -14,54 +16,143 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <list>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kSmall = 64 * 1024;  // below it the heap is quicker
+constexpr size_t kNoLimit = std::numeric_limits<size_t>::max();
+constexpr size_t kMostPieces = 64;  // of a block: the system allows so many mappings only
 
 struct Block {
-  void* address;
+  char* address;
   size_t size;
+  std::vector<size_t> pieces;  // how large each of its mappings is, in order
 };
 using Blocks = std::list<Block>;
+
+// The first `size` bytes of a block, which keeps the rest.
+Block cut(Block& block, size_t size) {
+  Block front{block.address, size, {}};
+  auto piece = block.pieces.begin();
+  for (size_t left = size; left > 0; left -= front.pieces.back()) {
+    front.pieces.push_back(std::min(*piece, left));
+    *piece -= front.pieces.back();
+    if (*piece == 0) ++piece;
+  }
+  block.pieces.erase(block.pieces.begin(), piece);
+  block.address += size;
+  block.size -= size;
+  return front;
+}
+
+// Fresh pages, exactly at `place` if that is given; nullptr where the system has none.
+char* mapped(size_t size, char* place = nullptr) {
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS | (place == nullptr ? 0 : MAP_FIXED);
+  void* address = mmap(place, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+  return address == MAP_FAILED ? nullptr : static_cast<char*>(address);
+}
+
+// The pages come to `place`; where the system refuses, they are gone and `place` has fresh ones.
+bool moved(const Block& block, char* place) {
+  char* from = block.address;
+  for (size_t size : block.pieces) {
+    if (mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED) {
+      munmap(from, size);
+      if (mapped(size, place) == nullptr) return false;  // what was there may be unmapped
+    }
+    from += size;
+    place += size;
+  }
+  return true;
+}
 
 struct Books {
   std::mutex mutex;
   Blocks waiting;  // the longest first
   std::unordered_map<size_t, std::vector<Blocks::iterator>> by_size;
-  std::unordered_map<void*, size_t> lent;
-  size_t waiting_bytes = 0;
-  size_t cap_bytes = 0;
+  std::unordered_map<void*, Block> lent;
+  std::atomic<size_t> waiting_bytes = 0;
+  std::atomic<size_t> lent_bytes = 0;
+  size_t most_waiting_bytes = 0;  // no more may wait, …
+  size_t limit_bytes = kNoLimit;  // … nor wait and be lent together
 
-  void forget(Blocks::iterator block) {
-    auto& same = by_size[block->size];
-    same.erase(std::find(same.begin(), same.end(), block));
-    waiting_bytes -= block->size;
-    waiting.erase(block);
+  void wait(Block block, Blocks::iterator before) {
+    auto place = waiting.insert(before, std::move(block));
+    by_size[place->size].push_back(place);
+    waiting_bytes += place->size;
   }
 
-  void shrink(size_t target_bytes) {
-    while (waiting_bytes > target_bytes) {
-      Block oldest = waiting.front();
-      forget(waiting.begin());
-      munmap(oldest.address, oldest.size);
+  Block removed(Blocks::iterator place) {
+    Block block = std::move(*place);
+    auto found = by_size.find(block.size);
+    auto& same = found->second;
+    same.erase(std::find(same.begin(), same.end(), place));
+    if (same.empty()) by_size.erase(found);
+    waiting_bytes -= block.size;
+    waiting.erase(place);
+    return block;
+  }
+
+  // What waited longest, or `most` bytes of it.
+  Block oldest(size_t most) {
+    Block block = removed(waiting.begin());
+    if (block.size <= most) return block;
+    Block front = cut(block, most);
+    wait(std::move(block), waiting.begin());
+    return front;
+  }
+
+  // What may not wait when so much more is lent.
+  size_t surplus(size_t more_lent = 0) const {
+    size_t lent_then = lent_bytes + more_lent;
+    size_t may = std::min(most_waiting_bytes, limit_bytes - std::min(limit_bytes, lent_then));
+    return waiting_bytes - std::min<size_t>(waiting_bytes, may);
+  }
+
+  void give_back(size_t bytes) {
+    while (bytes > 0) {
+      Block block = oldest(bytes);
+      munmap(block.address, block.size);
+      bytes -= block.size;
     }
+  }
+
+  // A block of this size that waits, or one of pages that may wait no more and of fresh ones.
+  Block found(size_t size) {
+    auto same = by_size.find(size);
+    if (same != by_size.end()) return removed(same->second.back());
+    size_t over = surplus(size);
+    if (over >= size && waiting.front().size >= size) return oldest(size);
+    Block block{mapped(size), size, {}};
+    size_t filled = 0;
+    while (block.address != nullptr && filled < size && filled < over) {
+      Block part = oldest(std::min(size, over) - filled);
+      if (block.pieces.size() + part.pieces.size() >= kMostPieces) {
+        munmap(part.address, part.size);
+        break;
+      }
+      if (!moved(part, block.address + filled)) {
+        munmap(block.address, size);
+        block.address = nullptr;
+      }
+      filled += part.size;
+      block.pieces.insert(block.pieces.end(), part.pieces.begin(), part.pieces.end());
+    }
+    if (filled < size) block.pieces.push_back(size - filled);
+    return block;
   }
 };
 
 Books& books() {
   static Books* kept = new Books;  // tensors may die after every static object has
   return *kept;
-}
-
-void* mapped(size_t size) {
-  void* address = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return address == MAP_FAILED ? nullptr : address;
 }
 
 // Asked for room when the system has none; answers whether it is worth to try once more.
@@ -71,20 +162,17 @@ std::atomic<Relief> relief{nullptr};
 void* block(size_t size) {
   Books& b = books();
   std::lock_guard<std::mutex> guard(b.mutex);
-  void* address = nullptr;
-  auto same = b.by_size.find(size);
-  if (same != b.by_size.end() && !same->second.empty()) {
-    auto found = same->second.back();
-    address = found->address;
-    b.forget(found);
-  } else {
-    address = mapped(size);
-    if (address == nullptr) {
-      b.shrink(0);
-      address = mapped(size);
-    }
+  Block found = b.found(size);
+  if (found.address == nullptr) {
+    b.give_back(b.waiting_bytes);
+    found = b.found(size);
   }
-  if (address != nullptr) b.lent[address] = size;
+  char* address = found.address;
+  if (address != nullptr) {
+    b.lent.emplace(address, std::move(found));
+    b.lent_bytes += size;
+    b.give_back(b.surplus());
+  }
   return address;
 }
 
@@ -115,12 +203,10 @@ void given(void* address) {
     std::lock_guard<std::mutex> guard(b.mutex);
     auto found = b.lent.find(address);
     if (found != b.lent.end()) {
-      Block block{address, found->second};
+      b.lent_bytes -= found->second.size;
+      b.wait(std::move(found->second), b.waiting.end());
       b.lent.erase(found);
-      b.waiting.push_back(block);
-      b.by_size[block.size].push_back(std::prev(b.waiting.end()));
-      b.waiting_bytes += block.size;
-      b.shrink(b.cap_bytes);
+      b.give_back(b.surplus());
       return;
     }
   }
@@ -153,18 +239,18 @@ void tensile_pool_install() {
 // From here on `ask` is called before an allocation fails; nobody is if it is null.
 void tensile_pool_on_full(Relief ask) { relief.store(ask); }
 
-// From here on no more than `bytes` wait. Answers how many do.
-size_t tensile_pool_set_cap(size_t bytes) {
+// From here on no more than `waiting` bytes wait, and no more than `limit` do and are lent together
+// (unless more are lent). Answers how many wait.
+size_t tensile_pool_keep(size_t waiting, size_t limit) {
   Books& b = books();
   std::lock_guard<std::mutex> guard(b.mutex);
-  b.cap_bytes = bytes;
-  b.shrink(bytes);
+  b.most_waiting_bytes = waiting / kPage * kPage;
+  b.limit_bytes = limit / kPage * kPage;
+  b.give_back(b.surplus());
   return b.waiting_bytes;
 }
 
-size_t tensile_pool_waiting() {
-  Books& b = books();
-  std::lock_guard<std::mutex> guard(b.mutex);
-  return b.waiting_bytes;
-}
+size_t tensile_pool_waiting() { return books().waiting_bytes; }
+
+size_t tensile_pool_lent() { return books().lent_bytes; }
 }

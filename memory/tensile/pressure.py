@@ -17,7 +17,9 @@ from tensile.lower_tier import TierError
 from tensile.residency import Residency
 
 _EARLY = 0.8  # share of the budget from which on writes begin, where no plan says when
-_SPARE = 0.08  # share of the budget that freed memory does not wait in: a rise is an estimate
+_SPARE = 0.03  # share of the budget that freed memory does not wait in: others take some too
+_UNWATCHED_SPARE = 0.08  # … and where nobody looks while others take it
+_TRUST = 8  # moments for which what was seen is taken to hold
 _PATIENCE = 32  # moments between two attempts to find memory that nobody accounts for
 
 
@@ -36,13 +38,38 @@ class Pressure:
         self._residency = residency
         self._before_bytes = 0
         self._rest = 0
+        self._beside_bytes = 0  # held, or about to be, that the pool has not lent
+        # that operators take in no tensor, over what the spare is enough for
+        self._learnt_bytes = 0
+        self._trust = 0  # moments for which that may be relied on
 
-    def relieve(self, rise_bytes: int, in_use: frozenset[str]) -> int:
-        """Make room for `rise_bytes`, as a plan knows it. Answers what was held before."""
+    def is_roomy(self, rise_bytes: int) -> bool:
+        """Whether there is room for `rise_bytes` by what the pool lends and by what was seen beside
+        it some moments ago; asking the system takes longer.
+        """
+        if self.limit_bytes is None:
+            return True
+        if self._trust <= 0:
+            return False
+        self._trust -= 1
+        likely_bytes = freed_memory.lent_bytes() + self._beside_bytes + rise_bytes
+        return likely_bytes <= self.limit_bytes * (1 - _SPARE)
+
+    def relieve(
+        self,
+        rise_bytes: int,
+        in_use: frozenset[str],
+        coming_bytes: int = 0,
+        paged_bytes: int = 0,
+    ) -> int:
+        """Make room for `rise_bytes`, as a plan knows it, and for what comes back now, by way of
+        the pool and as `paged_bytes` of what lasts. Answers what was held before.
+        """
         if self.limit_bytes is None:
             return 0
         held = self._held_bytes()
-        self._keep(held, rise_bytes, self.limit_bytes, in_use)
+        self._keep(held, rise_bytes + coming_bytes, self.limit_bytes, in_use, paged_bytes)
+        self._beside_bytes += coming_bytes
         return held
 
     def relieve_unplanned(
@@ -57,8 +84,8 @@ class Pressure:
         held = self._held_bytes()
         rise = max(self.rise_bytes, held - self._before_bytes, size_bytes)
         self.rise_bytes = min(rise, self.limit_bytes // 2)
-        coming_bytes = max(self.rise_bytes, beside_bytes)
-        self._keep(held, coming_bytes, int(self.limit_bytes * _EARLY), in_use)
+        rise = max(self.rise_bytes - beside_bytes, 0)
+        self._keep(held, rise, int(self.limit_bytes * _EARLY), in_use, beside_bytes)
         self._before_bytes = self._held_bytes()
 
     def room_bytes(self, rise_bytes: int) -> int:
@@ -104,6 +131,25 @@ class Pressure:
                 return
             self._residency.ask(name)
 
+    def rest(self, *, watched: bool) -> None:
+        """Until the next step nobody looks: ordinary code may touch everything that lasts, and what
+        was freed leaves room for that. Not `watched` are the steps either.
+        """
+        if self.limit_bytes is None:
+            freed_memory.let_wait(None)
+            return
+        self._let_wait(
+            self._gauge.held_bytes(),
+            self._residency.away_bytes(self._residency.away()),
+            _SPARE if watched else _UNWATCHED_SPARE,
+        )
+
+    def learn(self, over_bytes: int) -> None:
+        """A step held so much more than the budget for a moment, in what no pool lends: the scratch
+        memory of an operator. From here on that much less waits.
+        """
+        self._learnt_bytes = max(self._learnt_bytes, over_bytes)
+
     def begin_step(self) -> None:
         self.shortfall_bytes = 0
         self._before_bytes = self._gauge.held_bytes()
@@ -114,15 +160,28 @@ class Pressure:
         return self._gauge.held_bytes() + coming
 
     def _keep(
-        self, held_bytes: int, rise_bytes: int, start_bytes: int, in_use: frozenset[str]
+        self,
+        held_bytes: int,
+        rise_bytes: int,
+        start_bytes: int,
+        in_use: frozenset[str],
+        paged_bytes: int,
     ) -> None:
-        excess = held_bytes + rise_bytes - start_bytes
+        excess = held_bytes + rise_bytes + paged_bytes - start_bytes
         if excess > 0:
             self._let_go(excess, in_use)
-            held_bytes = self._wait(rise_bytes)
+            held_bytes = self._wait(rise_bytes + paged_bytes)
+        self._let_wait(held_bytes, paged_bytes)
+
+    def _let_wait(self, held_bytes: int, paged_bytes: int, spare: float = _SPARE) -> None:
+        """What was freed may wait where nothing else needs to be: the pool itself makes room for
+        tensors, and here for what does not come from it, `paged_bytes` of it soon.
+        """
         assert self.limit_bytes is not None
-        spare = int(self.limit_bytes * _SPARE)
-        freed_memory.let_wait(self.limit_bytes - spare - held_bytes - rise_bytes)
+        beside_bytes = held_bytes - freed_memory.lent_bytes() + paged_bytes
+        self._beside_bytes, self._trust = beside_bytes, _TRUST
+        spare_bytes = int(self.limit_bytes * spare) + self._learnt_bytes
+        freed_memory.keep_within(self.limit_bytes - spare_bytes - beside_bytes)
 
     def _let_go(self, excess_bytes: int, in_use: frozenset[str]) -> None:
         left = excess_bytes - self._contents.outgoing_bytes

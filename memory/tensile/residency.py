@@ -146,6 +146,10 @@ class Residency:
         self._recent.pop(name, None)
         self._recent[name] = None
 
+    def is_away(self, names: Iterable[str]) -> bool:
+        """Whether any of them is below and nobody has asked it back."""
+        return not self._away.isdisjoint(names)
+
     def away_bytes(self, names: Iterable[str]) -> int:
         """Bytes of those that are below and that nobody has asked back."""
         away = (self._placed(name) for name in names if name in self._away)

@@ -16,9 +16,9 @@ _SMALL_BYTES = 8 * 2**10
 
 
 class Schedule:
-    """`leaving[e]` and `asked[e]` are the actions due at event `e`; `rise_bytes[e]` is how far what
-    lives will rise, at most, between event `e` and the next one. `live_bytes[p]` lives while
-    operator `p` runs, as the plan has it.
+    """`leaving[e]` and `asked[e]` are the actions due at event `e`, where `busy` has it;
+    `rise_bytes[e]` is how far what lives will rise, at most, between event `e` and the next one.
+    `live_bytes[p]` lives while operator `p` runs, as the plan has it.
     """
 
     def __init__(self, trace: Trace, plan: Plan, timeline: Timeline) -> None:
@@ -30,6 +30,7 @@ class Schedule:
             self.leaving[action.out_event].append(action)
             if isinstance(action, Swap):
                 self.asked[action.in_event].append(action)
+        self.busy = frozenset((*self.leaving, *self.asked))
         self.rise_bytes = _rises(trace)
         self.live_bytes = [*timeline.live_bytes, 0]  # while operator `p` runs
         self.lower_bytes = sum(action.bytes for action in plan.actions if isinstance(action, Swap))

@@ -190,6 +190,7 @@ class Session:
         for note in planning.trace.notes:
             self._counters.note(note)
         self._budget.plan()
+        self._settle()
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -206,9 +207,9 @@ class Session:
                 yield
         finally:
             self._inside = None
-            self._device.let_wait(None if limit is None else 0)
+            self._pressure.rest(watched=watched)
             self._counters.steps += 1
-            self._peaks.look_back(limit, watched=watched)
+            self._look_back(limit, watched=watched)
 
     def attempt(self, train_step: Callable[[Batch], Result], batch: Batch) -> Result:
         """`train_step(batch)` in a step; once more from the start if memory fails in it and it had
@@ -240,7 +241,7 @@ class Session:
         finally:
             self._execution.stop()
             self._inside = None
-            self._peaks.look_back(limit, watched=watched)
+            self._look_back(limit, watched=watched)
 
     @contextmanager
     def staging(self) -> Iterator[Callable[[int], None]]:
@@ -263,7 +264,7 @@ class Session:
                 self._pressure.bring_back(here)
         finally:
             self._inside = None
-            self._peaks.look_back(limit, watched=watched)
+            self._look_back(limit, watched=watched)
 
     def stats(self) -> Stats:
         """Totals so far."""
@@ -282,6 +283,7 @@ class Session:
         """From the next step on. Raises PlanError below the floor; the old budget stays then."""
         self._require_open("set_budget")
         self._budget.change(budget)
+        self._settle()
 
     def step_down(self) -> int | None:
         """Where memory failed under the present budget: one rung of the ladder lower from the next
@@ -340,6 +342,17 @@ class Session:
             return False
         return self._peaks.exceeded or not self._adoption.is_idle
 
+    def _look_back(self, limit: int | None, *, watched: bool) -> None:
+        over_bytes = self._peaks.look_back(limit, watched=watched)
+        if over_bytes > 0:
+            self._pressure.learn(over_bytes)
+
+    def _settle(self) -> None:
+        """A plan or a budget is new: what was freed waits as it may under that one."""
+        limit = self._budget.limit_bytes()
+        self._pressure.limit_bytes = limit
+        self._pressure.rest(watched=self._watches(limit))
+
     def _is_active(self) -> bool:
         return self._inside is not None and self._execution.is_running
 
@@ -357,12 +370,6 @@ class Session:
             self._residency.evict_everything()
         self._pressure.empty(frozenset())
         self._budget.step_down()
-
-    def _replan(self) -> None:
-        limit = self._budget.limit_bytes()
-        if limit is not None:
-            self._budget.give_back_freed_memory()
-        self._adoption.plan(limit)
 
     def _require_open(self, what: str) -> None:
         if self._closed:

@@ -10,9 +10,10 @@ class Stats:
     """Totals since the session began.
 
     `peak_bytes` is the most that the job held over `base_bytes`, by the operating system's count.
-    `passive_fetches` counts contents that were needed before they had been asked back, `replans`
-    the plans that followed the first one, `deviations` the steps that left their plan. `notes` say
-    in sentences what a user may want to know, such as an optimizer that runs as one chunk.
+    `fetches` counts contents that came back, `passive_fetches` those of them that were needed
+    before they had been asked back, `replans` the plans that followed the first one, `deviations`
+    the steps that left their plan. `notes` say in sentences what a user may want to know, such as
+    an optimizer that runs as one chunk.
     """
 
     steps: int
@@ -22,6 +23,7 @@ class Stats:
     swapped_out_bytes: int
     swapped_in_bytes: int
     recomputed_bytes: int
+    fetches: int
     passive_fetches: int
     stall_s: float
     replans: int
@@ -59,6 +61,7 @@ class Counters:
             swapped_out_bytes=self.swapped_out_bytes,
             swapped_in_bytes=self.swapped_in_bytes,
             recomputed_bytes=self.recomputed_bytes,
+            fetches=self.fetches,
             passive_fetches=self.passive_fetches,
             stall_s=self.stall_s,
             replans=self.replans,

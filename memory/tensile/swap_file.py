@@ -24,7 +24,8 @@ from tensile import freed_memory
 from tensile.extents import Extent, Extents, page_rounded
 from tensile.lower_tier import LowerTier, TierError
 
-BOUNCE_BYTES = 2**20
+BOUNCE_BYTES = 128 * 2**10  # of each thread; the process has them beside the tensors
+_WRITE_BYTES = 2**20  # at once, where the memory can be written as it is
 
 _libc = ctypes.CDLL(None)  # unlike ctypes.memmove, a call of a library lets other threads run
 _libc.memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -139,14 +140,15 @@ class SwapFile:
     ) -> None:
         try:
             address = waiting[0].data_ptr()
-            for start in range(0, transfer.bytes, BOUNCE_BYTES):
+            whole_pages = address % PAGE_BYTES == 0
+            direct_bytes = transfer.bytes // PAGE_BYTES * PAGE_BYTES if whole_pages else 0
+            for start in range(0, direct_bytes, _WRITE_BYTES):
+                count = min(_WRITE_BYTES, direct_bytes - start)
+                self._put(_view(address + start, count), extent.offset + start)
+            for start in range(direct_bytes, transfer.bytes, BOUNCE_BYTES):
                 count = min(BOUNCE_BYTES, transfer.bytes - start)
-                if (address + start) % PAGE_BYTES == 0 and count % PAGE_BYTES == 0:
-                    piece = _view(address + start, count)
-                else:
-                    _libc.memcpy(_address(bounce), address + start, count)
-                    piece = memoryview(bounce)[: page_rounded(count)]
-                self._put(piece, extent.offset + start)
+                _libc.memcpy(_address(bounce), address + start, count)
+                self._put(memoryview(bounce)[: page_rounded(count)], extent.offset + start)
         except OSError as error:
             transfer.error, transfer.storage = error, waiting[0]
         finally:
