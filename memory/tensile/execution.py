@@ -150,7 +150,9 @@ class Execution:
         assert self.schedule is not None
         self._rise_bytes = rise = self.schedule.rise_bytes[index]
         busy = self._waiting or unmade_bytes or index in self.schedule.busy
-        if not busy and not self._residency.is_away(needed) and self._pressure.is_roomy(rise):
+        scratch = self.schedule.scratch_bytes[index]
+        still = not busy and not self._residency.is_away(needed)
+        if still and self._pressure.is_roomy(rise, scratch):
             return
         self._contents.settle()
         due = [*self._waiting, *self.schedule.leaving.get(index, ())]
@@ -158,7 +160,9 @@ class Execution:
         asked = self.schedule.asked.get(index, ())
         self._waiting = [action for action in self._waiting if action not in asked]
         coming_bytes, paged_bytes = self._coming_bytes(asked, needed)
-        held = self._pressure.relieve(rise + unmade_bytes, self._used(), coming_bytes, paged_bytes)
+        held = self._pressure.relieve(
+            rise + unmade_bytes, self._used(), coming_bytes, paged_bytes, scratch
+        )
         for action in asked:  # only now, so that nothing comes before there is room
             self._ask(action)
         expected = self.schedule.live_bytes[self.schedule.trace.events[index].position]

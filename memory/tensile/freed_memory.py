@@ -56,6 +56,11 @@ def let_wait(size_bytes: int | None) -> None:
         _pool.set_cap(USUAL_BYTES if size_bytes is None else size_bytes)
 
 
+def is_counted() -> bool:
+    """Whether `lent_bytes` knows what tensors take."""
+    return _pool is not None
+
+
 def lent_bytes() -> int:
     """Bytes of the tensors that are whole pages of the pool; 0 without it."""
     return 0 if _pool is None else _pool.lent_bytes

@@ -34,12 +34,13 @@ struct Block {
   char* address;
   size_t size;
   std::vector<size_t> pieces;  // how large each of its mappings is, in order
+  bool whole;                  // every page is there; the system gives one when it is touched
 };
 using Blocks = std::list<Block>;
 
 // The first `size` bytes of a block, which keeps the rest.
 Block cut(Block& block, size_t size) {
-  Block front{block.address, size, {}};
+  Block front{block.address, size, {}, block.whole};
   auto piece = block.pieces.begin();
   for (size_t left = size; left > 0; left -= front.pieces.back()) {
     front.pieces.push_back(std::min(*piece, left));
@@ -73,9 +74,18 @@ bool moved(const Block& block, char* place) {
   return true;
 }
 
+// What an operator left untouched comes too: what waits is what it takes.
+void complete(Block& block) {
+  for (size_t at = 0; at < block.size && !block.whole; at += kPage) {
+    volatile char* page = block.address + at;
+    *page = *page;
+  }
+  block.whole = true;
+}
+
 struct Books {
   std::mutex mutex;
-  Blocks waiting;  // the longest first
+  Blocks waiting;  // the longest first; all of them whole
   std::unordered_map<size_t, std::vector<Blocks::iterator>> by_size;
   std::unordered_map<void*, Block> lent;
   std::atomic<size_t> waiting_bytes = 0;
@@ -84,6 +94,7 @@ struct Books {
   size_t limit_bytes = kNoLimit;  // … nor wait and be lent together
 
   void wait(Block block, Blocks::iterator before) {
+    complete(block);
     auto place = waiting.insert(before, std::move(block));
     by_size[place->size].push_back(place);
     waiting_bytes += place->size;
@@ -130,7 +141,7 @@ struct Books {
     if (same != by_size.end()) return removed(same->second.back());
     size_t over = surplus(size);
     if (over >= size && waiting.front().size >= size) return oldest(size);
-    Block block{mapped(size), size, {}};
+    Block block{mapped(size), size, {}, false};
     size_t filled = 0;
     while (block.address != nullptr && filled < size && filled < over) {
       Block part = oldest(std::min(size, over) - filled);
@@ -146,6 +157,7 @@ struct Books {
       block.pieces.insert(block.pieces.end(), part.pieces.begin(), part.pieces.end());
     }
     if (filled < size) block.pieces.push_back(size - filled);
+    block.whole = filled == size;
     return block;
   }
 };

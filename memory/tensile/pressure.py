@@ -43,17 +43,20 @@ class Pressure:
         self._learnt_bytes = 0
         self._trust = 0  # moments for which that may be relied on
 
-    def is_roomy(self, rise_bytes: int) -> bool:
-        """Whether there is room for `rise_bytes` by what the pool lends and by what was seen beside
+    def is_roomy(self, rise_bytes: int, scratch_bytes: int) -> bool:
+        """Whether there is room for `rise_bytes`, `scratch_bytes` of them no tensor's, by what the pool lends and by what was seen beside
         it some moments ago; asking the system takes longer.
         """
         if self.limit_bytes is None:
             return True
-        if self._trust <= 0:
+        if self._trust <= 0 or not freed_memory.is_counted():
             return False
         self._trust -= 1
         likely_bytes = freed_memory.lent_bytes() + self._beside_bytes + rise_bytes
-        return likely_bytes <= self.limit_bytes * (1 - _SPARE)
+        if likely_bytes > self.limit_bytes * (1 - _SPARE):
+            return False
+        self._keep_within(scratch_bytes)
+        return True
 
     def relieve(
         self,
@@ -61,14 +64,17 @@ class Pressure:
         in_use: frozenset[str],
         coming_bytes: int = 0,
         paged_bytes: int = 0,
+        scratch_bytes: int = 0,
     ) -> int:
-        """Make room for `rise_bytes`, as a plan knows it, and for what comes back now, by way of
-        the pool and as `paged_bytes` of what lasts. Answers what was held before.
+        """Make room for `rise_bytes`, as a plan knows it, `scratch_bytes` of them no tensor's, and
+        for what comes back now, by way of the pool and as `paged_bytes` of what lasts. Answers what
+        was held before.
         """
         if self.limit_bytes is None:
             return 0
         held = self._held_bytes()
-        self._keep(held, rise_bytes + coming_bytes, self.limit_bytes, in_use, paged_bytes)
+        rise_bytes += coming_bytes
+        self._keep(held, rise_bytes, self.limit_bytes, in_use, paged_bytes, scratch_bytes)
         self._beside_bytes += coming_bytes
         return held
 
@@ -141,7 +147,7 @@ class Pressure:
         self._let_wait(
             self._gauge.held_bytes(),
             self._residency.away_bytes(self._residency.away()),
-            _SPARE if watched else _UNWATCHED_SPARE,
+            spare=_SPARE if watched else _UNWATCHED_SPARE,
         )
 
     def learn(self, over_bytes: int) -> None:
@@ -166,22 +172,30 @@ class Pressure:
         start_bytes: int,
         in_use: frozenset[str],
         paged_bytes: int,
+        scratch_bytes: int = 0,
     ) -> None:
         excess = held_bytes + rise_bytes + paged_bytes - start_bytes
         if excess > 0:
             self._let_go(excess, in_use)
             held_bytes = self._wait(rise_bytes + paged_bytes)
-        self._let_wait(held_bytes, paged_bytes)
+        self._let_wait(held_bytes, paged_bytes, scratch_bytes)
 
-    def _let_wait(self, held_bytes: int, paged_bytes: int, spare: float = _SPARE) -> None:
+    def _let_wait(
+        self, held_bytes: int, paged_bytes: int, scratch_bytes: int = 0, spare: float = _SPARE
+    ) -> None:
         """What was freed may wait where nothing else needs to be: the pool itself makes room for
-        tensors, and here for what does not come from it, `paged_bytes` of it soon.
+        tensors, and here for what does not come from it, `paged_bytes` and `scratch_bytes` of it
+        soon.
         """
-        assert self.limit_bytes is not None
-        beside_bytes = held_bytes - freed_memory.lent_bytes() + paged_bytes
+        # of what is lent, some may never have been touched: it is not held, but may be soon
+        beside_bytes = max(0, held_bytes - freed_memory.lent_bytes()) + paged_bytes
         self._beside_bytes, self._trust = beside_bytes, _TRUST
-        spare_bytes = int(self.limit_bytes * spare) + self._learnt_bytes
-        freed_memory.keep_within(self.limit_bytes - spare_bytes - beside_bytes)
+        self._keep_within(scratch_bytes, spare)
+
+    def _keep_within(self, scratch_bytes: int, spare: float = _SPARE) -> None:
+        assert self.limit_bytes is not None
+        spare_bytes = int(self.limit_bytes * spare) + max(self._learnt_bytes, scratch_bytes)
+        freed_memory.keep_within(self.limit_bytes - spare_bytes - self._beside_bytes)
 
     def _let_go(self, excess_bytes: int, in_use: frozenset[str]) -> None:
         left = excess_bytes - self._contents.outgoing_bytes

@@ -18,7 +18,7 @@ _SMALL_BYTES = 8 * 2**10
 class Schedule:
     """`leaving[e]` and `asked[e]` are the actions due at event `e`, where `busy` has it;
     `rise_bytes[e]` is how far what lives will rise, at most, between event `e` and the next one.
-    `live_bytes[p]` lives while operator `p` runs, as the plan has it.
+    `scratch_bytes[e]` of that, at most, are the scratch memory of an operator. `live_bytes[p]` lives while operator `p` runs, as the plan has it.
     """
 
     def __init__(self, trace: Trace, plan: Plan, timeline: Timeline) -> None:
@@ -32,6 +32,7 @@ class Schedule:
                 self.asked[action.in_event].append(action)
         self.busy = frozenset((*self.leaving, *self.asked))
         self.rise_bytes = _rises(trace)
+        self.scratch_bytes = _scratch(trace)
         self.live_bytes = [*timeline.live_bytes, 0]  # while operator `p` runs
         self.lower_bytes = sum(action.bytes for action in plan.actions if isinstance(action, Swap))
         self.state_bytes: dict[str, int] = defaultdict(int)  # by parameter
@@ -108,6 +109,13 @@ def _told(size_bytes: int) -> int:
     than their fakes say (batch norm of bfloat16), which does not make it another step.
     """
     return size_bytes if size_bytes > _SMALL_BYTES else 0
+
+
+def _scratch(trace: Trace) -> list[int]:
+    """For each event: the most that an operator takes beside tensors until the next one."""
+    scratch = [operator.workspace_bytes for operator in trace.operators]
+    positions = [event.position for event in trace.events] + [len(scratch)]
+    return [max(scratch[start:stop], default=0) for start, stop in pairwise(positions)]
 
 
 def _rises(trace: Trace) -> list[int]:

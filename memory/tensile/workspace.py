@@ -72,16 +72,18 @@ def _paged(areas: list[int]) -> int:
 
 
 def _lstm_forward(args: tuple[Any, ...]) -> int:
-    return _size(args[1]) + _size(args[2])  # both weights in oneDNN's own order
+    """The gates of all steps, and both weights in oneDNN's own order."""
+    return _lstm_gates(args) + _size(args[1]) + _size(args[2])
 
 
 def _lstm_backward(args: tuple[Any, ...]) -> int:
+    """The gates' derivatives; both weights and their derivatives in oneDNN's own order."""
+    return _lstm_gates(args) + 2 * (_size(args[1]) + _size(args[2]))
+
+
+def _lstm_gates(args: tuple[Any, ...]) -> int:
     steps, batch, _ = args[0].shape
-    weights = _size(args[1]) + _size(args[2])
-    gates = steps * batch * int(args[1].shape[0]) * _FLOAT_BYTES
-    return int(
-        gates + 2 * weights
-    )  # the gates' derivatives; weights and their derivatives in own order
+    return int(steps * batch * args[1].shape[0] * _FLOAT_BYTES)
 
 
 def _convolution(args: tuple[Any, ...]) -> int:
