@@ -124,7 +124,7 @@ class Adoption:
                 planning.observe(
                     step_s,
                     passive_share,
-                    self._execution.surplus_bytes,
+                    self._execution.missing_bytes,
                     self._execution.shortfall_bytes,
                     self._background,
                 )

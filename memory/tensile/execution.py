@@ -63,7 +63,7 @@ class Execution:
         self._relieving = False
         self._thread = 0  # that runs the step
         self._rise_bytes = 0  # until the next moment, at most
-        self.surplus_bytes = 0  # held over what the plan knows of, at most, in this step
+        self.missing_bytes = 0  # for which more had to leave than the plan says, in this step
 
     # the step
 
@@ -76,7 +76,7 @@ class Execution:
         self._contents.get_ready()
         freed_memory.on_full(self._relieve)
         self.schedule = schedule
-        self.surplus_bytes = 0
+        self.missing_bytes = 0
         self.saved.begin_step()
         self._waiting.clear()
         self._in_use.clear()
@@ -160,13 +160,12 @@ class Execution:
         asked = self.schedule.asked.get(index, ())
         self._waiting = [action for action in self._waiting if action not in asked]
         coming_bytes, paged_bytes = self._coming_bytes(asked, needed)
-        held = self._pressure.relieve(
+        missing_bytes = self._pressure.relieve(
             rise + unmade_bytes, self._used(), coming_bytes, paged_bytes, scratch
         )
+        self.missing_bytes = max(self.missing_bytes, missing_bytes)
         for action in asked:  # only now, so that nothing comes before there is room
             self._ask(action)
-        expected = self.schedule.live_bytes[self.schedule.trace.events[index].position]
-        self.surplus_bytes = max(self.surplus_bytes, held - expected)
 
     def enter(self, name: str, used: frozenset[str]) -> None:
         self._in_use.append(used)

@@ -17,7 +17,6 @@ from tensile.planner import below_the_floor, plan
 from tensile.schedule import Schedule
 from tensile.search import improve
 from tensile.sequence import Trace
-from tensile.simulator import simulate
 from tensile.tape import Tape
 
 _DRIFT = 0.3  # of the step's time, as in TENSILE (arXiv 2105.13336, §4.4)
@@ -63,27 +62,27 @@ class Planning:
         self,
         step_s: float,
         passive_share: float,
-        surplus_bytes: int,
+        missing_bytes: int,
         shortfall_bytes: int,
         background: Executor,
     ) -> None:
         """A followed step took so long, waits taken off; so many of the contents that came back had
-        not been asked for in time; the process held so much more than the plan knows of; and so
-        much found no room. What was wrong is planned again in the background; what was right is
-        improved there, once.
+        not been asked for in time; for so much, more had to leave than was planned; and so much
+        found no room. What was wrong is planned again in the background; what was right is improved
+        there, once.
         """
         if self._better is not None or self._budget_bytes is None:
             return
         self._recent_s.append(step_s)
         late = passive_share > _PASSIVE
-        crowded = late and surplus_bytes > self._own_bytes
+        crowded = late and missing_bytes > 0 and self._has_room(1)
         ratio = median(self._recent_s) / max(self._predicted_s, 1e-9)
         drifted = len(self._recent_s) == _WINDOW and abs(ratio - 1) > _DRIFT
         drifted = drifted and not self.is_observed
         if shortfall_bytes > 0 and self._has_room(shortfall_bytes):
             self._own_bytes = self._spared_bytes(self._budget_bytes) + shortfall_bytes
         elif crowded:
-            self._own_bytes = surplus_bytes
+            self._own_bytes = self._spared_bytes(self._budget_bytes) + missing_bytes
         elif drifted:
             self._costs = replace(
                 self._costs,
@@ -132,7 +131,7 @@ class Planning:
         return None if found == made or stop.is_set() else self._scheduled(found)
 
     def _scheduled(self, made: Plan) -> Schedule:
-        return Schedule(self.trace, made, simulate(self.trace, made, self._costs))
+        return Schedule(self.trace, made)
 
     def _take(self, schedule: Schedule) -> None:
         self._made = schedule.plan

@@ -17,8 +17,10 @@ from tensile.lower_tier import TierError
 from tensile.residency import Residency
 
 _EARLY = 0.8  # share of the budget from which on writes begin, where no plan says when
-_SPARE = 0.03  # share of the budget that freed memory does not wait in: others take some too
-_UNWATCHED_SPARE = 0.08  # … and where nobody looks while others take it
+# What freed memory does not wait in, since others take some too: a share of the budget, …
+_SPARE = 0.03
+_UNWATCHED_SPARE = 0.08  # … more where nobody looks meanwhile, …
+_FEW_BYTES = 3 * 2**20  # … and so much, or as large a share again of a small budget
 _TRUST = 8  # moments for which what was seen is taken to hold
 _PATIENCE = 32  # moments between two attempts to find memory that nobody accounts for
 
@@ -53,7 +55,7 @@ class Pressure:
             return False
         self._trust -= 1
         likely_bytes = freed_memory.lent_bytes() + self._beside_bytes + rise_bytes
-        if likely_bytes > self.limit_bytes * (1 - _SPARE):
+        if likely_bytes > self.limit_bytes - self._spare_bytes(_SPARE):
             return False
         self._keep_within(scratch_bytes)
         return True
@@ -67,16 +69,18 @@ class Pressure:
         scratch_bytes: int = 0,
     ) -> int:
         """Make room for `rise_bytes`, as a plan knows it, `scratch_bytes` of them no tensor's, and
-        for what comes back now, by way of the pool and as `paged_bytes` of what lasts. Answers what
-        was held before.
+        for what comes back now, by way of the pool and as `paged_bytes` of what lasts. Answers how
+        much was missing.
         """
         if self.limit_bytes is None:
             return 0
         held = self._held_bytes()
         rise_bytes += coming_bytes
+        missing_bytes = held + rise_bytes + paged_bytes - self.limit_bytes
+        missing_bytes -= self._contents.outgoing_bytes
         self._keep(held, rise_bytes, self.limit_bytes, in_use, paged_bytes, scratch_bytes)
         self._beside_bytes += coming_bytes
-        return held
+        return max(0, missing_bytes)
 
     def relieve_unplanned(
         self, size_bytes: int, in_use: frozenset[str], beside_bytes: int = 0
@@ -124,11 +128,14 @@ class Pressure:
         """Between steps: room for `size_bytes`. Whatever read or wrote what lasts meanwhile is not
         known here, so where there is none everything leaves.
         """
-        if self.limit_bytes is None or self._held_bytes() + size_bytes <= self.limit_bytes:
+        if self.limit_bytes is None:
             return
-        self._residency.evict_everything()
+        if self._held_bytes() + size_bytes > self.limit_bytes:
+            self._residency.evict_everything()
         if self._held_bytes() + size_bytes > self.limit_bytes:
             self.empty(frozenset())
+        away_bytes = self._residency.away_bytes(self._residency.away())
+        self._let_wait(self._held_bytes(), away_bytes, size_bytes)
 
     def bring_back(self, names: Iterable[str]) -> None:
         """Ask for what has left of `names`, as far as there is room."""
@@ -194,8 +201,12 @@ class Pressure:
 
     def _keep_within(self, scratch_bytes: int, spare: float = _SPARE) -> None:
         assert self.limit_bytes is not None
-        spare_bytes = int(self.limit_bytes * spare) + max(self._learnt_bytes, scratch_bytes)
+        spare_bytes = self._spare_bytes(spare) + max(self._learnt_bytes, scratch_bytes)
         freed_memory.keep_within(self.limit_bytes - spare_bytes - self._beside_bytes)
+
+    def _spare_bytes(self, share: float) -> int:
+        assert self.limit_bytes is not None
+        return int(self.limit_bytes * share) + min(_FEW_BYTES, int(self.limit_bytes * _SPARE))
 
     def _let_go(self, excess_bytes: int, in_use: frozenset[str]) -> None:
         left = excess_bytes - self._contents.outgoing_bytes

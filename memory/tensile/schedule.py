@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import accumulate, pairwise
 
-from tensile.actions import Action, Plan, Recompute, Swap, Timeline
+from tensile.actions import Action, Plan, Recompute, Swap
 from tensile.sequence import Kind, Moment, Trace
 
 _SMALL_BYTES = 8 * 2**10
@@ -18,10 +18,10 @@ _SMALL_BYTES = 8 * 2**10
 class Schedule:
     """`leaving[e]` and `asked[e]` are the actions due at event `e`, where `busy` has it;
     `rise_bytes[e]` is how far what lives will rise, at most, between event `e` and the next one.
-    `scratch_bytes[e]` of that, at most, are the scratch memory of an operator. `live_bytes[p]` lives while operator `p` runs, as the plan has it.
+    `scratch_bytes[e]` of that, at most, are the scratch memory of an operator.
     """
 
-    def __init__(self, trace: Trace, plan: Plan, timeline: Timeline) -> None:
+    def __init__(self, trace: Trace, plan: Plan) -> None:
         self.trace = trace
         self.plan = plan
         self.leaving: dict[int, list[Action]] = defaultdict(list)
@@ -33,7 +33,6 @@ class Schedule:
         self.busy = frozenset((*self.leaving, *self.asked))
         self.rise_bytes = _rises(trace)
         self.scratch_bytes = _scratch(trace)
-        self.live_bytes = [*timeline.live_bytes, 0]  # while operator `p` runs
         self.lower_bytes = sum(action.bytes for action in plan.actions if isinstance(action, Swap))
         self.state_bytes: dict[str, int] = defaultdict(int)  # by parameter
         for storage in trace.storages:
