@@ -46,8 +46,8 @@ class Pressure:
         self._trust = 0  # moments for which that may be relied on
 
     def is_roomy(self, rise_bytes: int, scratch_bytes: int) -> bool:
-        """Whether there is room for `rise_bytes`, `scratch_bytes` of them no tensor's, by what the pool lends and by what was seen beside
-        it some moments ago; asking the system takes longer.
+        """Whether there is room for `rise_bytes`, `scratch_bytes` of them no tensor's, by what the
+        pool lends and by what was seen beside it some moments ago; asking the system takes longer.
         """
         if self.limit_bytes is None:
             return True
