@@ -210,8 +210,9 @@ class Contents:
 
     @property
     def incoming_bytes(self) -> int:
-        """Bytes that are on the way, so may not be resident yet."""
-        return sum(c.bytes for c in self._incoming if c.incoming and not c.incoming.ended)
+        """Bytes that are on the way and have no place yet."""
+        reads = ((content, content.incoming) for content in self._incoming)
+        return sum(c.bytes for c, read in reads if read and not (read.has_place or read.ended))
 
     def _gone(self, content: Content) -> None:
         if content.weak is None:

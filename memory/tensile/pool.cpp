@@ -28,6 +28,7 @@ namespace {
 constexpr size_t kPage = 4096;
 constexpr size_t kSmall = 64 * 1024;  // below it the heap is quicker
 constexpr size_t kNoLimit = std::numeric_limits<size_t>::max();
+constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, which older headers lack
 constexpr size_t kMostPieces = 64;  // of a block: the system allows so many mappings only
 
 struct Block {
@@ -72,6 +73,10 @@ bool moved(const Block& block, char* place) {
     place += size;
   }
   return true;
+}
+
+bool populated(char* address, size_t size) {
+  return madvise(address, size, kPopulateWrite) == 0;  // since Linux 5.14
 }
 
 // What an operator left untouched comes too: what waits is what it takes.
@@ -141,7 +146,7 @@ struct Books {
     if (same != by_size.end()) return removed(same->second.back());
     size_t over = surplus(size);
     if (over >= size && waiting.front().size >= size) return oldest(size);
-    Block block{mapped(size), size, {}, false};
+    Block block{mapped(size), size, {}, true};
     size_t filled = 0;
     while (block.address != nullptr && filled < size && filled < over) {
       Block part = oldest(std::min(size, over) - filled);
@@ -156,8 +161,12 @@ struct Books {
       filled += part.size;
       block.pieces.insert(block.pieces.end(), part.pieces.begin(), part.pieces.end());
     }
-    if (filled < size) block.pieces.push_back(size - filled);
-    block.whole = filled == size;
+    if (block.address != nullptr && filled < size) {
+      block.pieces.push_back(size - filled);
+      // under a budget a tensor takes all its pages when it is made, as a plan counts them; they
+      // come cheaper together than one by one
+      block.whole = limit_bytes != kNoLimit && populated(block.address + filled, size - filled);
+    }
     return block;
   }
 };

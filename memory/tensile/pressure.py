@@ -40,7 +40,7 @@ class Pressure:
         self._residency = residency
         self._before_bytes = 0
         self._rest = 0
-        self._beside_bytes = 0  # held, or about to be, that the pool has not lent
+        self._beside_bytes = 0  # held, or about to be, that does not come from the pool
         # that operators take in no tensor, over what the spare is enough for
         self._learnt_bytes = 0
         self._trust = 0  # moments for which that may be relied on
@@ -54,7 +54,8 @@ class Pressure:
         if self._trust <= 0 or not freed_memory.is_counted():
             return False
         self._trust -= 1
-        likely_bytes = freed_memory.lent_bytes() + self._beside_bytes + rise_bytes
+        coming_bytes = rise_bytes + self._contents.incoming_bytes
+        likely_bytes = freed_memory.lent_bytes() + self._beside_bytes + coming_bytes
         if likely_bytes > self.limit_bytes - self._spare_bytes(_SPARE):
             return False
         self._keep_within(scratch_bytes)
@@ -79,7 +80,6 @@ class Pressure:
         missing_bytes = held + rise_bytes + paged_bytes - self.limit_bytes
         missing_bytes -= self._contents.outgoing_bytes
         self._keep(held, rise_bytes, self.limit_bytes, in_use, paged_bytes, scratch_bytes)
-        self._beside_bytes += coming_bytes
         return max(0, missing_bytes)
 
     def relieve_unplanned(
@@ -134,8 +134,9 @@ class Pressure:
             self._residency.evict_everything()
         if self._held_bytes() + size_bytes > self.limit_bytes:
             self.empty(frozenset())
+        self._held_bytes()
         away_bytes = self._residency.away_bytes(self._residency.away())
-        self._let_wait(self._held_bytes(), away_bytes, size_bytes)
+        self._let_wait(away_bytes, size_bytes)
 
     def bring_back(self, names: Iterable[str]) -> None:
         """Ask for what has left of `names`, as far as there is room."""
@@ -151,8 +152,8 @@ class Pressure:
         if self.limit_bytes is None:
             freed_memory.let_wait(None)
             return
+        self._held_bytes()
         self._let_wait(
-            self._gauge.held_bytes(),
             self._residency.away_bytes(self._residency.away()),
             spare=_SPARE if watched else _UNWATCHED_SPARE,
         )
@@ -169,8 +170,14 @@ class Pressure:
         self._rest = 0
 
     def _held_bytes(self) -> int:
-        coming = self._contents.incoming_bytes + self._residency.incoming_bytes
-        return self._gauge.held_bytes() + coming
+        """With what is on its way. Of what the pool has lent, some may never have been touched: it
+        is not held, but may be soon, so nothing else counts on it.
+        """
+        without_place_bytes = self._contents.incoming_bytes
+        lent_bytes = freed_memory.lent_bytes()  # first: what is lent meanwhile is then too much
+        held_bytes = self._gauge.held_bytes() + self._residency.incoming_bytes
+        self._beside_bytes, self._trust = max(0, held_bytes - lent_bytes), _TRUST
+        return held_bytes + without_place_bytes
 
     def _keep(
         self,
@@ -185,18 +192,14 @@ class Pressure:
         if excess > 0:
             self._let_go(excess, in_use)
             held_bytes = self._wait(rise_bytes + paged_bytes)
-        self._let_wait(held_bytes, paged_bytes, scratch_bytes)
+        self._let_wait(paged_bytes, scratch_bytes)
 
-    def _let_wait(
-        self, held_bytes: int, paged_bytes: int, scratch_bytes: int = 0, spare: float = _SPARE
-    ) -> None:
+    def _let_wait(self, paged_bytes: int, scratch_bytes: int = 0, spare: float = _SPARE) -> None:
         """What was freed may wait where nothing else needs to be: the pool itself makes room for
         tensors, and here for what does not come from it, `paged_bytes` and `scratch_bytes` of it
         soon.
         """
-        # of what is lent, some may never have been touched: it is not held, but may be soon
-        beside_bytes = max(0, held_bytes - freed_memory.lent_bytes()) + paged_bytes
-        self._beside_bytes, self._trust = beside_bytes, _TRUST
+        self._beside_bytes += paged_bytes
         self._keep_within(scratch_bytes, spare)
 
     def _keep_within(self, scratch_bytes: int, spare: float = _SPARE) -> None:

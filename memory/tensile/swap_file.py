@@ -34,15 +34,16 @@ _libc.memcpy.restype = ctypes.c_void_p
 
 class Transfer:
     """One copy between memory and file. `storage` is what a read brought; after a failed write it
-    is what could not be written.
+    is what could not be written. `has_place`: the memory for a read was taken from the pool.
     """
 
-    __slots__ = ("_ended", "bytes", "error", "storage")
+    __slots__ = ("_ended", "bytes", "error", "has_place", "storage")
 
     def __init__(self, size_bytes: int) -> None:
         self.bytes = size_bytes
         self.storage: torch.UntypedStorage | None = None
         self.error: OSError | None = None
+        self.has_place = False
         self._ended = threading.Event()
 
     @property
@@ -170,6 +171,7 @@ class SwapFile:
     def _read(self, transfer: Transfer, extent: Extent) -> None:
         try:
             storage, pages = _fresh(transfer.bytes)
+            transfer.has_place = freed_memory.is_pooled(transfer.bytes)
             self._get(pages, extent.offset)
             transfer.storage = storage
         except OSError as error:
