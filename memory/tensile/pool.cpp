@@ -144,7 +144,7 @@ struct Books {
   Block found(size_t size) {
     auto same = by_size.find(size);
     if (same != by_size.end()) return removed(same->second.back());
-    size_t over = surplus(size);
+    size_t over = limit_bytes == kNoLimit ? surplus(size) : waiting_bytes.load();
     if (over >= size && waiting.front().size >= size) return oldest(size);
     Block block{mapped(size), size, {}, true};
     size_t filled = 0;
