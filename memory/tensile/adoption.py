@@ -14,8 +14,10 @@ from contextlib import suppress
 
 from torch import nn
 
+from tensile import freed_memory
 from tensile.execution import Execution
 from tensile.forecasting import Forecast
+from tensile.gauge import Gauge
 from tensile.lower_tier import LowerTier
 from tensile.planning import Planning
 from tensile.recorded_calls import RecordedCalls
@@ -37,12 +39,14 @@ class Adoption:
         tier: LowerTier,
         residency: Residency,
         execution: Execution,
+        gauge: Gauge,
         counters: Counters,
     ) -> None:
         self._modules = tuple(modules)
         self._tier = tier
         self._residency = residency
         self._execution = execution
+        self._gauge = gauge
         self._counters = counters
         self._plannings: dict[str, Planning] = {}  # by signature
         self._schedules: dict[str, Schedule] = {}
@@ -99,17 +103,21 @@ class Adoption:
         """
         schedules: dict[str, Schedule] = {}
         if limit_bytes is not None:
-            for signature, planning in self._plannings.items():
-                schedules[signature] = _scheduled(planning, limit_bytes)
-                self._tier.require_room(schedules[signature].lower_bytes)
+            with self._gauge.aside():
+                for signature, planning in self._plannings.items():
+                    schedules[signature] = _scheduled(planning, limit_bytes)
+            for schedule in schedules.values():
+                self._tier.require_room(schedule.lower_bytes)
         self._schedules = schedules
+        self._execution.limit(limit_bytes)
         for schedule in schedules.values():
             self._place(schedule)
         self._record_calls()
 
     def adopt(self, planning: Planning, limit_bytes: int) -> None:
         """Its kind of step is known, planned and followed from here on. Raises TierError."""
-        schedule = _scheduled(planning, limit_bytes)
+        with self._gauge.aside():
+            schedule = _scheduled(planning, limit_bytes)
         self.add(planning)
         self.follow(schedule)
 
@@ -171,13 +179,13 @@ class Adoption:
 
     def _place(self, schedule: Schedule) -> None:
         """What will leave in a step is placed now, while no graph looks at it; and what is away
-        between two steps leaves already.
+        between two steps leaves already. The rest comes back as far as there is room.
         """
         away = {action.storage for action in schedule.away_at_begin()}
-        for name in dict.fromkeys(action.storage for action in schedule.plan.actions):
-            placed = not name.startswith("activation:") and self._residency.evict(name) > 0
-            if placed and name not in away:
-                self._residency.ask(name)
+        names = dict.fromkeys(action.storage for action in schedule.plan.actions)
+        placed = [n for n in names if not n.startswith("activation:") and self._residency.evict(n)]
+        freed_memory.trim()  # they were in the heap
+        self._execution.bring_back(name for name in placed if name not in away)
 
 
 def _scheduled(planning: Planning, limit_bytes: int) -> Schedule:

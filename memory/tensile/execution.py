@@ -107,6 +107,14 @@ class Execution:
             self.calls.active = False
         self.saved.reap()
 
+    def limit(self, limit_bytes: int | None) -> None:
+        """From here on; None for no limit."""
+        self._pressure.limit_bytes = limit_bytes
+
+    def bring_back(self, names: Iterable[str]) -> None:
+        """Between two steps: ask for what has left of `names`, as far as there is room."""
+        self._pressure.bring_back(names)
+
     @property
     def shortfall_bytes(self) -> int:
         """What found no room in this step, at most."""

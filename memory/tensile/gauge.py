@@ -51,6 +51,7 @@ class Gauge:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """What is still held afterwards belongs to the process: books of a planner, not tensors."""
+        self.peak_since()
         before = self._resident_bytes() - freed_memory.waiting_bytes()
         try:
             yield
@@ -81,6 +82,11 @@ class Gauge:
             self._counted = resident.reset_peak()
         self._seen_bytes = max(self._seen_bytes, peak_bytes)
         return peak_bytes
+
+    def forget_peak(self) -> None:
+        """The most that was held counts from here on."""
+        self._seen_bytes = 0
+        self._counted = resident.reset_peak()
 
     def close(self) -> None:
         if self._file >= 0:

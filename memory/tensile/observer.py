@@ -87,7 +87,7 @@ class Observer:
                 planning = Planning(
                     observed_trace(observation), self.costs or USUAL_COSTS, is_observed=True
                 )
-                self._adoption.adopt(planning, limit_bytes)
+            self._adoption.adopt(planning, limit_bytes)
         except (TierError, ValueError) as error:
             self._patience *= 2
             self._counters.note(f"the step that was observed gave no plan: {error}")

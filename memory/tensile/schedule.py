@@ -26,9 +26,12 @@ class Schedule:
         self.plan = plan
         self.leaving: dict[int, list[Action]] = defaultdict(list)
         self.asked: dict[int, list[Swap]] = defaultdict(list)
+        # what dies away is not asked back, though it lives still when the last event comes
+        deaths = {(s.name, s.death) for s in trace.storages if s.kind is Kind.GRADIENT}
         for action in plan.actions:
             self.leaving[action.out_event].append(action)
-            if isinstance(action, Swap):
+            dies = (action.storage, action.needed_position) in deaths
+            if isinstance(action, Swap) and not dies:
                 self.asked[action.in_event].append(action)
         self.busy = frozenset((*self.leaving, *self.asked))
         self.rise_bytes = _rises(trace)

@@ -110,6 +110,7 @@ class Session:
             tier=self._device.tier,
             residency=self._residency,
             execution=self._execution,
+            gauge=self._gauge,
             counters=self._counters,
         )
         self._observer = Observer(
@@ -173,14 +174,15 @@ class Session:
         self._require_open("prepare")
         if self._inside is not None:
             raise SessionError(f"prepare() inside a {self._inside} of the session; call it before")
-        from tensile.calibration import calibrate
         from tensile.recorder import TraceError
-        from tensile.tracing import trace
 
-        costs = costs or calibrate(self._device.kind, folder=self._device.tier.folder)
-        self._observer.costs = costs
         try:
             with self._gauge.aside():
+                from tensile.calibration import calibrate
+                from tensile.tracing import trace
+
+                costs = costs or calibrate(self._device.kind, folder=self._device.tier.folder)
+                self._observer.costs = costs
                 planning = Planning(trace(train_step, self._model, self._optimizer, batch), costs)
         except TraceError as error:
             self._budget.do_without_forecast(str(error))
@@ -191,6 +193,8 @@ class Session:
             self._counters.note(note)
         self._budget.plan()
         self._settle()
+        if self._counters.steps == 0:
+            self._gauge.forget_peak()  # what is there before a session is no part of its budget
 
     @contextmanager
     def step(self) -> Iterator[None]:
