@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 def build():
-    model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(256, 256), nn.GELU())])
+    model = nn.Sequential(*[m for _ in range(8) for m in (nn.Linear(256, 256), nn.GELU())])
     optimizer = torch.optim.AdamW(model.parameters())
 
     def step(batch):
