@@ -43,6 +43,7 @@ class MemoryPool:
         self._on_full.argtypes = (_Relief,)
         self._on_full.restype = None
         self._asked = _Relief()  # held for as long as the library may call it
+        self._limit_bytes: int | None = None
         library.tensile_pool_install()
         self.set_cap(USUAL_BYTES)
 
@@ -58,12 +59,16 @@ class MemoryPool:
 
     def set_cap(self, size_bytes: int) -> int:
         """From here on no more than `size_bytes` wait; answers how many do."""
+        self._limit_bytes = None
         return int(self._keep(max(0, size_bytes), _NO_LIMIT))
 
     def set_limit(self, size_bytes: int) -> int:
         """From here on what waits and what is lent stay within `size_bytes` together, as far as
         what waits can do for it; answers how many bytes wait.
         """
+        if size_bytes == self._limit_bytes:  # each moment asks, and seldom for another one
+            return self.waiting_bytes
+        self._limit_bytes = size_bytes
         return int(self._keep(_NO_LIMIT, max(0, size_bytes)))
 
     def on_full(self, relieve: Callable[[int], bool] | None) -> None:
