@@ -90,7 +90,7 @@ def _convolution(args: tuple[Any, ...]) -> int:
     """oneDNN takes channels in blocks: it copies the inputs to that order and the result back."""
     source, weight, transposed = args[0], args[1], args[6]
     if not _is_reordered(source):
-        return _blocked_weight(weight)
+        return _blocked_weight(weight) + _put_last(weight)
     spatial = _spatial(source, weight, args[3], args[4], args[5], transposed, args[7])
     channels = weight.shape[1] * args[8] if transposed else weight.shape[0]
     plain = source.shape[0] * channels * spatial * source.element_size()
@@ -106,7 +106,8 @@ def _convolution_backward(args: tuple[Any, ...]) -> int:
     """First the derivative of the input is made, then that of the weight, each through copies."""
     gradient, source, weight, wanted = args[0], args[1], args[2], args[10]
     if not _is_reordered(source):
-        return _blocked_weight(weight)
+        reordered = _blocked_weight(weight) + _size(weight) * (_places(weight) > 1)
+        return max(_accumulated(weight), reordered) + _put_last(weight)
     result = _size(source) * bool(wanted[0])
     other = _size(weight) * bool(wanted[1])
     first = second = 0
@@ -116,9 +117,24 @@ def _convolution_backward(args: tuple[Any, ...]) -> int:
         if _skips(args):  # it is made in a place of its own first, and put in order in another
             first = max(first, result + 2 * _size(source))
     if wanted[1]:
-        made = _blocked_weight(weight)
+        made = _accumulated(weight)
         second = result + max(_blocked(source) + _blocked(gradient) + made, made + other)
     return max(first, second) - result - other if first or second else 0
+
+
+def _put_last(weight: Tensor) -> int:
+    """Where the inputs' channels are last, the weight's are put last too; one place has no order."""
+    last = weight.dim() != 4 or weight.is_contiguous(memory_format=torch.channels_last)
+    return 0 if last else _size(weight)
+
+
+def _accumulated(weight: Tensor) -> int:
+    """The weight's derivative is summed in floats, whatever the weight is made of."""
+    return _blocked_weight(weight) * max(_FLOAT_BYTES // weight.element_size(), 1)
+
+
+def _places(weight: Tensor) -> int:
+    return weight.numel() // (weight.shape[0] * weight.shape[1])
 
 
 def _skips(args: tuple[Any, ...]) -> bool:

@@ -143,6 +143,25 @@ def test_the_backward_pass_of_a_convolution_takes_what_is_modelled(
     assert abs(taken_bytes(backward, args) - workspace_bytes(backward, args, {}, None)) < MIB
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="other libraries, other needs")
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("weights_last", [True, False])
+def test_convolutions_whose_channels_are_last_take_what_is_modelled(
+    kind: torch.dtype, weights_last: bool
+) -> None:
+    last, aten = torch.channels_last, torch.ops.aten
+    source = torch.randn(8, 512, 3, 3).to(kind, memory_format=last)
+    weight = torch.randn(512, 512, 3, 3).to(kind)
+    weight = weight.to(memory_format=last) if weights_last else weight
+    modes = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    forward, backward = aten.convolution.default, aten.convolution_backward.default
+    forward_args = (source, weight, *modes)
+    backward_args = (torch.ones_like(source), *forward_args, [True, True, False])
+    for function, args in ((forward, forward_args), (backward, backward_args)):
+        modelled = workspace_bytes(function, args, {}, None)
+        assert abs(taken_bytes(function, args) - modelled) < MIB
+
+
 @pytest.mark.parametrize("name", ["_softmax", "_log_softmax"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_softmax_takes_what_is_modelled(name: str, transposed: bool) -> None:
