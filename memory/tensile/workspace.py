@@ -123,7 +123,7 @@ def _convolution_backward(args: tuple[Any, ...]) -> int:
 
 
 def _put_last(weight: Tensor) -> int:
-    """Where the inputs' channels are last, the weight's are put last too; one place has no order."""
+    """Where the inputs' channels are last, the weight is put so too; one place has no order."""
     last = weight.dim() != 4 or weight.is_contiguous(memory_format=torch.channels_last)
     return 0 if last else _size(weight)
 

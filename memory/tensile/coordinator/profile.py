@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 SAMPLES = 32  # of a step's curve
 
@@ -71,6 +71,19 @@ class Profile:
     @property
     def minimum_bytes(self) -> int:
         return self.rungs[-1].bytes
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain JSON values; `from_json` reads them back to an equal profile."""
+        return [asdict(rung) for rung in self.rungs]
+
+    @classmethod
+    def from_json(cls, value: Sequence[Mapping[str, Any]]) -> Self:
+        """Raises ValueError, KeyError or TypeError for what is none."""
+        rungs = (
+            Rung(bytes=rung["bytes"], step_s=rung["step_s"], curve=tuple(rung["curve"]))
+            for rung in value
+        )
+        return cls(rungs=tuple(rungs))
 
     def speed(self, rung: int) -> float:
         """Of a step on that rung, over a step with all the memory it wants."""

@@ -15,7 +15,7 @@ from tensile.coordinator import messages
 from tensile.coordinator.apportion import Member
 from tensile.coordinator.coordinator import Share
 from tensile.coordinator.messages import Command, Event
-from tensile.coordinator.profile import Profile, Rung
+from tensile.coordinator.profile import Profile
 
 LONGEST_LINE_BYTES = 2**20
 Message = Event | Command | Share | messages.Look
@@ -64,8 +64,4 @@ def decode(line: bytes) -> tuple[int, Message]:
 
 
 def _member(fields: Mapping[str, Any]) -> Member:
-    rungs = tuple(
-        Rung(bytes=rung["bytes"], step_s=rung["step_s"], curve=tuple(rung["curve"]))
-        for rung in fields["profile"]["rungs"]
-    )
-    return Member(**{**fields, "profile": Profile(rungs=rungs)})
+    return Member(**{**fields, "profile": Profile.from_json(fields["profile"]["rungs"])})
