@@ -42,6 +42,7 @@ class _Measured(BaseModel):
     out_bytes_per_s: _Positive
     in_bytes_per_s: _Positive
     copy_latency_s: _Positive
+    remap_s_per_byte: _Positive
 
 
 def calibrate(device: str = "cpu", folder: str | os.PathLike[str] | None = None) -> Costs:
@@ -109,7 +110,20 @@ def _measure(tier: LowerTier) -> _Measured:
         out_bytes_per_s=_COPY_BYTES / out_s,
         in_bytes_per_s=_COPY_BYTES / in_s,
         copy_latency_s=latency_s,
+        remap_s_per_byte=_fresh_pages_s() / _COPY_BYTES,
     )
+
+
+def _fresh_pages_s() -> float:
+    """To give pages back and have others made."""
+    with mmap.mmap(-1, _COPY_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+
+        def exchanged() -> None:
+            memory.madvise(mmap.MADV_DONTNEED)
+            memory[:: mmap.PAGESIZE] = touches
+
+        touches = bytes(_COPY_BYTES // mmap.PAGESIZE)
+        return _best(exchanged, time.thread_time)
 
 
 def _copies_s(tier: LowerTier) -> tuple[float, float, float]:
@@ -132,11 +146,11 @@ def _written(descriptor: int, content: memoryview) -> None:
     os.fdatasync(descriptor)  # where the page cache could not be gone round
 
 
-def _best(attempt: Callable[[], object]) -> float:
+def _best(attempt: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     attempt()  # the first one pays for what later ones find ready
     times_s = []
     for _ in range(_ATTEMPTS):
-        begin_s = time.perf_counter()
+        begin_s = clock()
         attempt()
-        times_s.append(time.perf_counter() - begin_s)
+        times_s.append(clock() - begin_s)
     return min(times_s)

@@ -11,7 +11,9 @@ from tensile.sequence import Operator, Trace
 class Costs:
     """Constants of one device. Copies out (to the lower tier) and in run on two channels at once.
 
-    An operator takes `overhead_s` and the longer of its arithmetic and its memory traffic.
+    An operator takes `overhead_s` and the longer of its arithmetic and its memory traffic. Where
+    what lasts is mapped, each byte of it that leaves and comes back takes `remap_s_per_byte` of a
+    processor's time more than a copy does: other pages are given back and made anew for it.
     """
 
     device: str
@@ -21,6 +23,7 @@ class Costs:
     out_bytes_per_s: float
     in_bytes_per_s: float
     copy_latency_s: float
+    remap_s_per_byte: float = 0.0
 
     def operator_s(self, operator: Operator) -> float:
         if operator.measured_s is not None:

@@ -11,11 +11,17 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType
 
 from tensile.curve import Curve
+from tensile.floor import MOVABLE_KINDS
 from tensile.gaps import Gap
 from tensile.tape import Tape
 
 # Smaller is better. Also given: the position until which the gap is open from here on.
 Score = Callable[[Tape, Gap, int], float]
+
+
+def copied_then_needed_last(tape: Tape, gap: Gap, until: int) -> float:
+    late = tape.step_s * 4 if is_lasting(tape, gap) else 0.0
+    return late - tape.time_s(until)
 
 
 def needed_last(tape: Tape, gap: Gap, until: int) -> float:
@@ -51,6 +57,7 @@ def computable_then_needed_last(tape: Tape, gap: Gap, until: int) -> float:
 # The most promising and most different first: a large trace has time for a few only.
 SCORES: tuple[Score, ...] = (
     needed_last,
+    copied_then_needed_last,
     computable_then_needed_last,
     largest,
     free_first,
@@ -58,6 +65,15 @@ SCORES: tuple[Score, ...] = (
     longest,
     hidden_then_needed_last,
 )
+
+
+def is_lasting(tape: Tape, gap: Gap) -> bool:
+    return tape.trace.storages[gap.storage].kind in MOVABLE_KINDS
+
+
+def remap_s(tape: Tape, gap: Gap) -> float:
+    """What a processor has to do beside the copies, so that it leaves and comes back."""
+    return gap.bytes * tape.costs.remap_s_per_byte if is_lasting(tape, gap) else 0.0
 
 
 def window_s(tape: Tape, gap: Gap) -> float:
@@ -148,11 +164,21 @@ def without_needless(
     budget_bytes: int,
     waited_s: Mapping[int, float] = MappingProxyType({}),
 ) -> tuple[list[int], Curve]:
-    """Drops what the budget does not need: what was waited for longest, or hides worst, first."""
+    """Drops what the budget does not need: what was waited for longest, first, then what has to be
+    mapped anew, then what hides worst.
+    """
     curve = lowered(tape, gaps, used)
     kept = set(used)
-    ranks = [(-waited_s.get(i, 0.0), slack_s(tape, gaps[i]), i) for i in used]
-    for _, _, index in sorted(ranks):
+    ranks = [
+        (
+            -waited_s.get(i, 0.0),
+            -(remap_s(tape, gaps[i]) > 0),
+            slack_s(tape, gaps[i]),
+            i,
+        )
+        for i in used
+    ]
+    for *_, index in sorted(ranks):
         gap = gaps[index]
         if curve.highest(gap.start, gap.stop) + gap.bytes <= budget_bytes:
             curve.add(gap.start, gap.stop, gap.bytes)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from tensile.absence import Absence, absences
 from tensile.actions import Action, Plan, Recompute, Swap
-from tensile.cover import without_needless
+from tensile.cover import remap_s, without_needless
 from tensile.curve import Curve
 from tensile.floor import MOVABLE_KINDS
 from tensile.gaps import Gap
@@ -43,13 +43,14 @@ class Draft:
         order = _order(self.tape, self.gaps, back)
         found = [self._absence(index, back[index], index in clean) for index in order]
         timeline, waited_s = execute(self.tape, found, self.budget_bytes)
-        moved = sum(self.gaps[index].bytes for index in self.used if index not in self.computed)
+        copied = [self.gaps[index] for index in self.used if index not in self.computed]
         return Rating(
             draft=self,
             back=back,
             peak_bytes=timeline.peak_bytes,
             stall_s=timeline.stall_s,
-            moved_bytes=moved,
+            remap_s=sum(remap_s(self.tape, gap) for gap in copied),
+            moved_bytes=sum(gap.bytes for gap in copied),
             waited_s=dict(zip(order, waited_s, strict=True)),
         )
 
@@ -126,6 +127,10 @@ class Draft:
         return True
 
 
+# Less is better: over the budget, then the price in seconds (to the nanosecond), then bytes moved.
+Worth = tuple[bool, float, int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rating:
     """What the simulator says of a draft, and how long is waited for each of its gaps."""
@@ -134,14 +139,14 @@ class Rating:
     back: Mapping[int, Return]
     peak_bytes: int
     stall_s: float
+    remap_s: float
     moved_bytes: int
     waited_s: dict[int, float]
 
     @property
-    def worth(self) -> tuple[bool, float, int]:
-        """Less is better: the budget, then the stall (to the nanosecond), then what moves."""
+    def worth(self) -> Worth:
         over = self.peak_bytes > self.draft.budget_bytes
-        return over, round(self.stall_s, 9), self.moved_bytes
+        return over, round(self.stall_s + self.remap_s, 9), self.moved_bytes
 
     def plan(self) -> Plan:
         """Checked and simulated once more as the actions that it becomes."""
@@ -170,6 +175,16 @@ def drafted(
         budget_bytes=budget_bytes,
         wished_bytes=wished,
     )
+
+
+def worth_of(tape: Tape, plan: Plan) -> Worth:
+    """Of a plan that the simulator has judged."""
+    lasting = {s.name for s in tape.trace.storages if s.kind in MOVABLE_KINDS}
+    copied = [action for action in plan.actions if isinstance(action, Swap)]
+    remapped = sum(swap.bytes for swap in copied if swap.storage in lasting)
+    price_s = plan.stall_s + remapped * tape.costs.remap_s_per_byte
+    moved_bytes = sum(swap.bytes for swap in copied)
+    return plan.peak_bytes > plan.budget_bytes, round(price_s, 9), moved_bytes
 
 
 def judged(tape: Tape, actions: tuple[Action, ...], budget_bytes: int) -> Plan:

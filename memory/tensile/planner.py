@@ -88,7 +88,7 @@ class _Attempts:
 
     def is_free(self) -> bool:
         """Whether one of them costs no time."""
-        return any(not r.worth[0] and r.stall_s <= 0 for r in self.ratings.values())
+        return any(not r.worth[0] and r.worth[1] <= 0 for r in self.ratings.values())
 
     def affordable(self) -> int:
         """How many attempts the time that a quick plan may take is enough for."""

@@ -23,7 +23,7 @@ from tensile.cover import (
     slack_s,
     slackest,
 )
-from tensile.draft import Draft, Rating, drafted, judged
+from tensile.draft import Draft, Rating, drafted, judged, worth_of
 from tensile.gaps import Gap, gaps
 from tensile.returns import Return
 from tensile.sequence import Trace
@@ -43,7 +43,7 @@ def improve(
     seconds: float | None = None,
     stopped: Callable[[], bool] | None = None,
 ) -> Plan:
-    """A plan of the same budget that is no worse, by stall and then by bytes moved.
+    """A plan of the same budget that is no worse, by its price and then by bytes moved.
 
     `rounds` counts simulated attempts. For equal rounds the answer is equal; `seconds`, if given,
     may end the search before, and so does `stopped` once it is true. Raises
@@ -63,10 +63,7 @@ def improve(
     for_gaps = Rounds(rounds // 2, is_over)
     best = climbed(rating, for_gaps)
     best = retimed(best, Rounds(rounds - rounds // 2 + for_gaps.left, is_over))
-    moved = sum(a.bytes for a in before.actions if not isinstance(a, Recompute))
-    if best.worth < (before.peak_bytes > before.budget_bytes, round(before.stall_s, 9), moved):
-        return best.plan()
-    return before
+    return best.plan() if best.worth < worth_of(tape, before) else before
 
 
 def climbed(rating: Rating, rounds: Rounds) -> Rating:

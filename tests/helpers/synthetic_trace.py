@@ -413,4 +413,5 @@ costs = st.builds(
     out_bytes_per_s=st.sampled_from([1e8, 1e9, 1e10]),
     in_bytes_per_s=st.sampled_from([1e8, 1e9, 1e10]),
     copy_latency_s=st.sampled_from([0.0, 1e-4]),
+    remap_s_per_byte=st.sampled_from([0.0, 4e-10]),
 )

@@ -46,6 +46,18 @@ def test_the_natural_peak_needs_no_action(trace: Trace, device: Costs) -> None:
     assert found.peak_bytes == natural_bytes(trace)
 
 
+def test_what_has_to_be_mapped_anew_stays_where_copies_of_activations_hide_as_well() -> None:
+    trace = stack(12)
+    budget_bytes = natural_bytes(trace) * 3 // 4
+    quick = replace(COSTS, out_bytes_per_s=1e12, in_bytes_per_s=1e12, copy_latency_s=0.0)
+    moved = [
+        {action.storage.partition(":")[0] for action in plan(trace, budget_bytes, device).actions}
+        for device in (quick, replace(quick, remap_s_per_byte=4e-10))
+    ]
+    assert "optimizer_state" in moved[0]
+    assert moved[1] == {"activation"}
+
+
 @settings(max_examples=20)
 @given(traces, costs, st.integers(0, 100))
 def test_the_same_question_has_the_same_answer(trace: Trace, device: Costs, percent: int) -> None:

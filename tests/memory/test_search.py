@@ -135,7 +135,7 @@ def test_moving_returns_makes_tight_plans_better() -> None:
     trace = stack(10, seed=3)
     before = plan(trace, between(trace, 10), COSTS)
     after = improve(trace, before, COSTS, rounds=400)
-    assert after.stall_s < before.stall_s - 0.05 * before.step_s
+    assert after.stall_s < before.stall_s - 0.03 * before.step_s
 
 
 def test_a_search_begins_with_the_returns_of_the_plan() -> None:
