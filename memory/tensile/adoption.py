@@ -15,6 +15,7 @@ from contextlib import suppress
 from torch import nn
 
 from tensile import freed_memory
+from tensile.coordinator.profile import Profile, together
 from tensile.execution import Execution
 from tensile.forecasting import Forecast
 from tensile.gauge import Gauge
@@ -65,6 +66,15 @@ class Adoption:
         """The least budget that every kind of step has a plan for."""
         floors = (p.forecast.floor_bytes for p in self._plannings.values() if not p.is_observed)
         return max(floors, default=0)
+
+    def profile(self) -> Profile | None:
+        """What the job asks of a device that is shared; None where no step is known yet."""
+        plannings = tuple(self._plannings.values())
+        if not all(planning.has_profile for planning in plannings):
+            with self._gauge.aside():
+                for planning in plannings:
+                    planning.profile()
+        return together([planning.profile() for planning in plannings]) if plannings else None
 
     @property
     def is_planned(self) -> bool:

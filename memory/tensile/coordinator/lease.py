@@ -7,6 +7,7 @@ path. Every call answers within a bounded time.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from tensile.coordinator.messages import (
     Admitted,
     Begin,
     Beginning,
+    Device,
     Drifted,
     Granted,
     Joined,
@@ -108,6 +110,19 @@ class Lease:
     def is_connected(self) -> bool:
         return self._socket is not None
 
+    @property
+    def refusal(self) -> str | None:
+        """Why the broker did not take the last change; None where it took all."""
+        return self._refusal
+
+    def in_child(self) -> None:
+        """In a forked child, which must not keep its parent's bytes when that dies."""
+        connection, self._socket = self._socket, None
+        self._closed = True
+        self._news = threading.Condition()  # a thread that is not here may have held it
+        if connection is not None:
+            os.close(connection.detach())
+
     def close(self) -> None:
         """Everything is given back."""
         with self._news:
@@ -188,6 +203,8 @@ class Lease:
     def _hear(self, number: int, message: Message) -> None:
         match message:
             case Admitted():
+                if not self._admitted:
+                    self.lease_bytes = message.minimum_bytes
                 self._admitted = True
             case Refused():
                 self._refusal = message.reason
@@ -203,10 +220,21 @@ class Lease:
 
 def look(path: Path) -> tuple[Share, ...]:
     """How the jobs of the broker at `path` stand. Raises OSError where none answers."""
+    return tuple(message for message in _seen(path) if isinstance(message, Share))
+
+
+def device(path: Path) -> Device:
+    """What the broker at `path` divides. Raises OSError where none answers."""
+    for message in _seen(path):
+        if isinstance(message, Device):
+            return message
+    raise ConnectionResetError(f"{path}: the broker ended before it answered")
+
+
+def _seen(path: Path) -> tuple[Message, ...]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(ANSWER_S)
         connection.connect(str(path))
         connection.sendall(encode(Look(), 0))
         with connection.makefile("rb") as lines:
-            messages = [decode(line)[1] for line in lines]
-    return tuple(message for message in messages if isinstance(message, Share))
+            return tuple(decode(line)[1] for line in lines)

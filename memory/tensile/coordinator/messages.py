@@ -64,6 +64,14 @@ class Look:
     """Somebody who is no job asks how all jobs stand."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """The first answer to Look; the jobs' shares follow."""
+
+    device_bytes: int
+    free_bytes: int
+
+
 Event = Joined | Left | Wanted | Returned | Drifted | Beginning | Ticked
 
 
