@@ -92,10 +92,10 @@ class BudgetInForce:
         return self.limit_bytes()
 
     def look_back(self, limit: int | None, *, watched: bool) -> int:
-        """After a pass; by how much it is the first to exceed its limit. On a device that is shared
-        each one is looked at, and the broker hears of one that needs more than was foreseen.
+        """After a pass; by how much it is the first to exceed its limit. The broker of a device
+        that is shared hears of one that needs more than was foreseen.
         """
-        over_bytes = self._peaks.look_back(limit, watched=watched or self._tenancy is not None)
+        over_bytes = self._peaks.look_back(limit, watched=watched)
         if self._tenancy is not None and limit is not None:
             self._tenancy.passed(limit + over_bytes if over_bytes > 0 else 0, self.own_bytes())
         return over_bytes

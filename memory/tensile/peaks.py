@@ -9,7 +9,6 @@ from tensile.stats import Counters
 
 _FIRST_PASSES = 3  # later ones load no more libraries
 _SELDOM = 16
-_PROOF = 2  # the first pass makes the optimizer's states
 
 
 class Peaks:
@@ -22,19 +21,13 @@ class Peaks:
         self._gauge = gauge
         self._counters = counters
         self._passes = 0
-        self._highest_bytes = 0  # under this limit, …
-        self._passes_under_it = 0  # … and how often was looked at it
-
-    @property
-    def is_proven(self) -> bool:
-        """Whether passes under this limit were watched, a steady one among them."""
-        return self._passes_under_it >= _PROOF
+        self._highest_bytes = 0  # under this limit
 
     def begin_again(self) -> None:
         """Another limit: what was held before says nothing of it."""
         self.note()
         self._gauge.forget_peak()
-        self._highest_bytes = self._passes_under_it = 0
+        self._highest_bytes = 0
 
     def look_back(self, limit_bytes: int | None, *, watched: bool) -> int:
         """After a pass; by how much it is the first to exceed the budget, 0 where it does not.
@@ -47,7 +40,6 @@ class Peaks:
         if watched and self._passes <= _FIRST_PASSES:
             with suppress(MemoryError):  # after a pass that found none: the base stays as it was
                 self._gauge.note_libraries()
-        self._passes_under_it += 1
         before_bytes, now_bytes = self._highest_bytes, self._gauge.peak_bytes()
         self._highest_bytes = max(before_bytes, now_bytes)
         self.note()

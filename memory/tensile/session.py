@@ -196,7 +196,7 @@ class Session:
         from tensile.recorder import TraceError
 
         try:
-            with self._gauge.aside():
+            with self._adoption.aside():
                 from tensile.calibration import calibrate
                 from tensile.tracing import trace
 
@@ -365,12 +365,13 @@ class Session:
         return limit
 
     def _watches(self, limit: int | None) -> bool:
-        """Nothing is watched where nothing can happen: no budget, or a peak that is below it."""
+        """Nothing is watched where nothing can happen: no budget, or a peak that is below it. On a
+        device that is shared no forecast is relied on: the bytes beside are another's.
+        """
         if limit is None or self._forked:
             return False
-        if self._peaks.exceeded or not self._adoption.is_idle:
-            return True
-        return self._tenancy is not None and not self._peaks.is_proven
+        is_shared = self._tenancy is not None
+        return is_shared or self._peaks.exceeded or not self._adoption.is_idle
 
     def _look_back(self, limit: int | None, *, watched: bool) -> None:
         over_bytes = self._budget.look_back(limit, watched=watched)

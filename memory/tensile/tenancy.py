@@ -55,7 +55,7 @@ class Tenancy:
         self._ratio = 1.0  # of what is held to what was foreseen, …
         self._limit_ratio = 1.0  # … when this limit began
         self._is_child = False
-        self._hold_little()
+        self._hold_nothing()  # the tensors are there before anybody gave them room
 
     @property
     def is_joined(self) -> bool:
@@ -116,10 +116,8 @@ class Tenancy:
         self.tell(own_bytes)
 
     def in_child(self) -> None:
-        """A forked child has no bytes of its own, and keeps none of its parent's."""
+        """A forked child has no bytes of its own; its lease is closed already."""
         self._is_child = True
-        if self._lease is not None:
-            self._lease.in_child()
 
     def close(self) -> None:
         """Everything is given back. What can leave the device has, since it is nobody's now."""
@@ -136,7 +134,7 @@ class Tenancy:
         if known is None:
             self._device_bytes = self._device_bytes or self._asked_device_bytes()
             known = declared(min(self._device_bytes, own_bytes or self._device_bytes))
-        known = known.times(self._ratio)
+        known = known.flat().times(self._ratio)
         return known if own_bytes is None else known.within(own_bytes)
 
     def _asked_device_bytes(self) -> int:
@@ -184,12 +182,6 @@ class Tenancy:
         self._counters.note(sentence)
         if self._membership.say is not None:
             self._membership.say(sentence)
-
-    def _hold_little(self) -> None:
-        """A newcomer's tensors are there before anybody gave it room for them."""
-        with suppress(OSError):
-            if device(self._membership.path).free_bytes < self._residency.lasting_bytes:
-                self._hold_nothing()
 
     def _hold_nothing(self) -> None:
         with suppress(TierError):  # what has left is what counts

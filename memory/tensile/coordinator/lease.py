@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,6 +38,9 @@ ANSWER_S = 1.0  # a broker answers within microseconds; one that is stopped does
 AGAIN_S = 0.2  # between two looks for a broker
 
 
+_open: weakref.WeakSet[Lease] = weakref.WeakSet()
+
+
 class LeaseRefused(RuntimeError):
     """The device can never hold this job; the message says why."""
 
@@ -54,6 +58,7 @@ class Lease:
         self._admitted = holds_bytes > 0
         self._refusal: str | None = None
         self._closed = False
+        _open.add(self)
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._thread.start()
 
@@ -115,14 +120,6 @@ class Lease:
         """Why the broker did not take the last change; None where it took all."""
         return self._refusal
 
-    def in_child(self) -> None:
-        """In a forked child, which must not keep its parent's bytes when that dies."""
-        connection, self._socket = self._socket, None
-        self._closed = True
-        self._news = threading.Condition()  # a thread that is not here may have held it
-        if connection is not None:
-            os.close(connection.detach())
-
     def close(self) -> None:
         """Everything is given back."""
         with self._news:
@@ -158,6 +155,14 @@ class Lease:
         number = self._say(message)
         if self._socket is not None:
             self._news.wait_for(lambda: self._heard >= number or self._socket is None, ANSWER_S)
+
+    def _forget(self) -> None:
+        """In a forked child, which must not keep its parent's bytes when that dies."""
+        connection, self._socket = self._socket, None
+        self._closed = True
+        self._news = threading.Condition()  # a thread that is not here may have held it
+        if connection is not None:
+            os.close(connection.detach())
 
     # the thread that listens
 
@@ -238,3 +243,11 @@ def _seen(path: Path) -> tuple[Message, ...]:
         connection.sendall(encode(Look(), 0))
         with connection.makefile("rb") as lines:
             return tuple(decode(line)[1] for line in lines)
+
+
+def _in_child() -> None:
+    for lease in tuple(_open):
+        lease._forget()
+
+
+os.register_at_fork(after_in_child=_in_child)
