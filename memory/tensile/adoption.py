@@ -71,7 +71,7 @@ class Adoption:
         """What the job asks of a device that is shared; None where no step is known yet."""
         plannings = tuple(self._plannings.values())
         if not all(planning.has_profile for planning in plannings):
-            with self.aside():
+            with self.aside(leaves_cycles=False):
                 for planning in plannings:
                     planning.profile()
         return together([planning.profile() for planning in plannings]) if plannings else None
@@ -101,12 +101,12 @@ class Adoption:
         return max((s.lower_bytes for s in self._schedules.values()), default=0)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def aside(self, *, leaves_cycles: bool = True) -> Iterator[None]:
         """What is still held afterwards belongs to the process (`Gauge.aside`), but for what was on
-        its way back from below.
+        its way back from below. Plans leave no cycles behind.
         """
         self._residency.arrive()
-        with self._gauge.aside():
+        with self._gauge.aside(leaves_cycles=leaves_cycles):
             yield
 
     def add(self, planning: Planning) -> None:
@@ -122,7 +122,7 @@ class Adoption:
         """
         schedules: dict[str, Schedule] = {}
         if limit_bytes is not None:
-            with self.aside():
+            with self.aside(leaves_cycles=False):
                 for signature, planning in self._plannings.items():
                     schedules[signature] = _scheduled(planning, limit_bytes)
             for schedule in schedules.values():
@@ -135,7 +135,7 @@ class Adoption:
 
     def adopt(self, planning: Planning, limit_bytes: int) -> None:
         """Its kind of step is known, planned and followed from here on. Raises TierError."""
-        with self.aside():
+        with self.aside(leaves_cycles=False):
             schedule = _scheduled(planning, limit_bytes)
         self.add(planning)
         self.follow(schedule)

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from tensile import freed_memory
 from tensile.adoption import Adoption
+from tensile.allowance import ALLOWANCE_BYTES
 from tensile.coordinator.apportion import Member
 from tensile.coordinator.lease import Lease, device, look
 from tensile.coordinator.profile import Profile, declared
@@ -26,7 +27,9 @@ _SOON_S = 0.1  # who is let in at once waits no longer
 _AGAIN_S = 0.2  # between two looks for a broker
 _BEFORE_BYTES = 16 * 2**20  # a checkpoint passes through so much before the job is let in
 _WORTH = 1.02  # growth that a new plan is made for
-_TOLERANCE = 1.05  # over the lease, before the job is taken to be another than was thought
+# Over the lease, as a share and at least as much as processes take beside their tensors (allowance),
+# before a job is taken to be another than was thought.
+_TOLERANCE = 0.05
 
 
 class Tenancy:
@@ -107,7 +110,7 @@ class Tenancy:
         if self._lease is None or self._is_child:
             return
         lease_bytes = self._lease.lease_bytes
-        if peak_bytes > _TOLERANCE * lease_bytes > 0:
+        if peak_bytes > lease_bytes + max(_TOLERANCE * lease_bytes, ALLOWANCE_BYTES):
             self._ratio = max(self._ratio, self._limit_ratio * peak_bytes / lease_bytes)
             self._counters.note(
                 f"a step held {peak_bytes} bytes where {lease_bytes} were the job's, so it asks "

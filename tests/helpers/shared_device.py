@@ -56,7 +56,7 @@ class Trainee:
         """What it said at its end; nothing of one that was killed."""
         assert self.reader is not None
         self.reader.join()
-        self.process.wait()
+        self.process.communicate()
         return self.said
 
     def _read(self, lines: IO[str]) -> None:
@@ -74,13 +74,18 @@ class SharedDevice:
 
     def __init__(self, folder: Path, device_bytes: int) -> None:
         self.shares: list[tuple[float, tuple[Share, ...]]] = []
-        self.peak_bytes = 0
+        self.peak: dict[str, int] = {}
         self._folder = folder
         self._trainees: list[Trainee] = []
         self._place = tempfile.TemporaryDirectory(prefix="dt-")  # a socket's path has 107 bytes
         self._over = threading.Event()
         self._sampler = threading.Thread(target=self._sample)
         self.broker = Broker(self.socket, device_bytes, on_change=self._changed)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that all held together; `peak` says who held what then."""
+        return sum(self.peak.values())
 
     @property
     def socket(self) -> Path:
@@ -108,8 +113,9 @@ class SharedDevice:
 
     def _sample(self) -> None:
         while not self._over.wait(_LOOK_S):
-            held = sum(trainee.growth_bytes for trainee in tuple(self._trainees))
-            self.peak_bytes = max(self.peak_bytes, held)
+            held = {trainee.name: trainee.growth_bytes for trainee in tuple(self._trainees)}
+            if sum(held.values()) > self.peak_bytes:
+                self.peak = held
 
     @contextmanager
     def _running(self) -> Iterator[SharedDevice]:
@@ -124,7 +130,8 @@ class SharedDevice:
                     trainee.process.kill()
                     if trainee.reader is not None:
                         trainee.reader.join()
-                    trainee.process.communicate()
+                    with trainee.process:
+                        pass
 
 
 def shared_device(folder: Path, device_bytes: int) -> Any:
