@@ -27,7 +27,7 @@ _SOON_S = 0.1  # who is let in at once waits no longer
 _AGAIN_S = 0.2  # between two looks for a broker
 _BEFORE_BYTES = 16 * 2**20  # a checkpoint passes through so much before the job is let in
 _WORTH = 1.02  # growth that a new plan is made for
-# Over the lease, as a share and at least as much as processes take beside their tensors (allowance),
+# Over the lease, as a share and at least what a process takes beside its tensors (`allowance.py`),
 # before a job is taken to be another than was thought.
 _TOLERANCE = 0.05
 

@@ -22,6 +22,7 @@ from tensile.coordinator.broker import Broker
 
 TESTS = Path(__file__).parents[1]
 _LOOK_S = 0.004
+_AT_ONCE_S = 0.01  # a look that was interrupted for longer adds up bytes of different times
 
 
 @dataclass
@@ -113,8 +114,10 @@ class SharedDevice:
 
     def _sample(self) -> None:
         while not self._over.wait(_LOOK_S):
+            begin_s = time.monotonic()
             held = {trainee.name: trainee.growth_bytes for trainee in tuple(self._trainees)}
-            if sum(held.values()) > self.peak_bytes:
+            at_once = time.monotonic() - begin_s < _AT_ONCE_S
+            if at_once and sum(held.values()) > self.peak_bytes:
                 self.peak = held
 
     @contextmanager

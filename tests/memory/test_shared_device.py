@@ -1,4 +1,4 @@
-"""Sessions on one device: each under the bytes that the broker lets it have, whoever comes or goes."""
+"""Sessions on one device: each under what its broker lets it have, whoever comes or goes."""
 
 from __future__ import annotations
 
@@ -127,6 +127,7 @@ def test_bytes_that_the_user_allows_are_all_that_is_asked_for(
         assert steps(session, training, 1) == lower
 
 
+@pytest.mark.long
 def test_sessions_outlive_their_broker_and_keep_to_what_they_hold(
     place: Path, tmp_path: Path
 ) -> None:
