@@ -41,6 +41,7 @@ from tensile.coordinator.messages import (
 from tensile.coordinator.profile import SAMPLES
 from tensile.costs import Costs
 from tensile.floor import floor_bytes
+from tensile.forecasting import forecast
 from tensile.rungs import ladder as ladder_of
 from tensile.sequence import Trace
 
@@ -134,9 +135,12 @@ def test_a_traced_job_is_a_ladder_whose_curves_reach_what_their_plans_hold(
     trace: Trace, costs: Costs
 ) -> None:
     profile = traced(trace, costs)
-    plans = {with_allowance(plan.peak_bytes): plan for plan in ladder_of(trace, costs)}
-    assert profile.minimum_bytes >= floor_bytes(trace)
-    for rung in profile.rungs:
+    plans = [with_allowance(plan.peak_bytes) for plan in ladder_of(trace, costs)]
+    assert profile.minimum_bytes >= min(floor_bytes(trace), profile.peak_bytes)
+    natural_bytes = max(plans[0], with_allowance(forecast(trace).peak_bytes))
+    assert profile.peak_bytes == natural_bytes  # eager training's, whose optimizer is not chunked
+    assert max(profile.rungs[0].curve) <= natural_bytes
+    for rung in profile.rungs[1:]:
         assert max(rung.curve) == rung.bytes
         assert rung.bytes in plans
 
@@ -262,6 +266,8 @@ class Simulated:
     cap: int = 0
     admitted: bool = False
     answered: list[Command] = field(default_factory=list)
+    began_s: float | None = None
+    periods_s: list[float] = field(default_factory=list)
 
 
 profiles = st.builds(
@@ -339,8 +345,12 @@ class Sharing(RuleBasedStateMachine):
         if name is not None:
             (begin, *_) = self.tell(Beginning(job=name))
             assert isinstance(begin, Begin)
-            longest = max(rung.step_s for rung in self.jobs[name].profile.rungs)
-            assert 0 <= begin.after_s <= longest
+            job = self.jobs[name]
+            foreseen_s = max(rung.step_s for rung in job.profile.rungs)
+            if job.began_s is not None and self.now_s > job.began_s:
+                job.periods_s.append(self.now_s - job.began_s)
+            assert 0 <= begin.after_s <= min(job.periods_s[-3:], default=foreseen_s)
+            job.began_s = self.now_s + begin.after_s
             self.complies(name)
 
     @rule(number=st.integers(0, 9), profile=profiles)
@@ -359,7 +369,7 @@ class Sharing(RuleBasedStateMachine):
         self.coordinator = Coordinator(DEVICE, opens_at_s=self.now_s + 1)
         for name in names[number % 3 :] + names[: number % 3]:
             job = self.jobs[name]
-            held = job.lease
+            held, job.began_s, job.periods_s = job.lease, None, []
             self.tell(
                 Joined(member=Member(job=name, profile=job.profile), holds_bytes=max(held, 1))
             )

@@ -46,10 +46,13 @@ class LeaseRefused(RuntimeError):
 
 
 class Lease:
-    """`lease_bytes` may be held now, `cap_bytes` is what to plan for. Any thread may call."""
+    """`lease_bytes` may be held now, `cap_bytes` is what to plan for. Where steps are interlocked,
+    the one is asked for up to the other within a step. Any thread may call.
+    """
 
     def __init__(self, path: Path, member: Member, *, holds_bytes: int = 0) -> None:
         self.lease_bytes, self.cap_bytes = holds_bytes, member.profile.peak_bytes
+        self.is_interlocked = False
         self._path, self._member = path, member
         self._news = threading.Condition()
         self._socket: socket.socket | None = None
@@ -215,6 +218,7 @@ class Lease:
                 self._refusal = message.reason
             case Target():
                 self.cap_bytes = message.cap_bytes
+                self.is_interlocked = message.interlocked
             case Granted() if number >= self._returned_at:
                 self.lease_bytes = message.lease_bytes
             case Begin():
