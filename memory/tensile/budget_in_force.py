@@ -74,14 +74,15 @@ class BudgetInForce:
             self.give_back_freed_memory()
         self._adoption.plan(planned)
 
-    def follow(self, *, joins: bool) -> int | None:
+    def follow(self, what: str) -> int | None:
         """Between two passes: the limit of the next one. Another share of the device is planned
-        for, and what is over is given back. A job that is not on the device yet `joins` it.
+        for, and what is over is given back. A job that is not on the device yet joins it, and a
+        step waits for its turn.
         """
         tenancy = self._tenancy
         if tenancy is not None:
             before = self.limit_bytes()
-            if joins and not tenancy.is_joined:
+            if what != "staging" and not tenancy.is_joined:
                 tenancy.tell(self.own_bytes())
             tenancy.follow()
             if self.limit_bytes() != before:
@@ -89,6 +90,8 @@ class BudgetInForce:
             tenancy.vacate()
             if self.limit_bytes() != before:
                 self._peaks.begin_again()
+            if what == "step":
+                tenancy.begin_step()
         return self.limit_bytes()
 
     def look_back(self, limit: int | None, *, watched: bool) -> int:

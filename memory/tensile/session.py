@@ -354,7 +354,7 @@ class Session:
         self._require_open(what)
         if self._inside is not None:
             raise SessionError(f"a {what} inside a {self._inside}: a session runs one at a time")
-        limit = self._budget.follow(joins=what != "staging")
+        limit = self._budget.follow(what)
         self._adoption.take_better()
         self._pressure.limit_bytes = limit
         if limit is not None and self._counters.steps == 0:

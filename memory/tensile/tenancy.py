@@ -74,7 +74,7 @@ class Tenancy:
             return
         if self._lease is None:
             self._lease = self._joined(self._member(profile))
-            self._begin_limit(min(self._lease.cap_bytes, self._lease.lease_bytes))
+            self._begin_limit(self._allowed_bytes(self._lease))
         else:
             self._lease.changed(self._member(profile))
         self._told = profile
@@ -88,10 +88,14 @@ class Tenancy:
             return
         if lease.refusal is not None:
             self._counters.note(lease.refusal)
-        allowed_bytes = min(lease.cap_bytes, lease.lease_bytes)
-        if self.limit_bytes <= allowed_bytes < self.limit_bytes * _WORTH:
-            return
-        self._begin_limit(allowed_bytes)
+        allowed_bytes = self._allowed_bytes(lease)
+        if not self.limit_bytes <= allowed_bytes < self.limit_bytes * _WORTH:
+            self._begin_limit(allowed_bytes)
+
+    def begin_step(self) -> None:
+        """Wait as long as the other jobs' peaks ask for, where steps are interlocked."""
+        if self._pressure.lease is not None and not self._is_child:
+            self._pressure.lease.begin_step()
 
     def vacate(self) -> None:
         """Between two steps: what the lease has over the cap leaves, and then is given back. What
@@ -109,7 +113,7 @@ class Tenancy:
         """A pass held so much at most, whatever was foreseen."""
         if self._lease is None or self._is_child:
             return
-        lease_bytes = self._lease.lease_bytes
+        lease_bytes = max(self._lease.lease_bytes, self.limit_bytes)
         if peak_bytes > lease_bytes + max(_TOLERANCE * lease_bytes, ALLOWANCE_BYTES):
             self._ratio = max(self._ratio, self._limit_ratio * peak_bytes / lease_bytes)
             self._counters.note(
@@ -125,8 +129,16 @@ class Tenancy:
     def close(self) -> None:
         """Everything is given back. What can leave the device has, since it is nobody's now."""
         if self._lease is not None and not self._is_child:
+            self._pressure.lease = None
             self._hold_nothing()
             self._lease.close()
+
+    def _allowed_bytes(self, lease: Lease) -> int:
+        """Where steps are interlocked, the lease is asked for within them, up to the cap."""
+        self._pressure.lease = lease if lease.is_interlocked else None
+        if lease.is_interlocked:
+            return lease.cap_bytes
+        return min(lease.cap_bytes, lease.lease_bytes)
 
     def _begin_limit(self, limit_bytes: int) -> None:
         self.limit_bytes, self._limit_ratio = limit_bytes, self._ratio
@@ -137,7 +149,7 @@ class Tenancy:
         if known is None:
             self._device_bytes = self._device_bytes or self._asked_device_bytes()
             known = declared(min(self._device_bytes, own_bytes or self._device_bytes))
-        known = known.flat().times(self._ratio)
+        known = known.times(self._ratio)
         return known if own_bytes is None else known.within(own_bytes)
 
     def _asked_device_bytes(self) -> int:

@@ -15,9 +15,9 @@ import pytest
 from helpers.attempts import wait_for
 from helpers.invented_costs import COSTS
 from helpers.shared_device import SharedDevice, alone, shared_device
-from helpers.small_trainings import Training, contents, differences, perceptron
-from tensile import LeaseRefused, Membership, PlanError, Session, SessionError
-from tensile.coordinator import Member, Profile, declared, together
+from helpers.small_trainings import Training, contents, differences, perceptron, recurrent
+from tensile import LeaseRefused, Membership, PlanError, Session, SessionError, trace
+from tensile.coordinator import Member, Profile, Share, declared, together, traced
 from tensile.coordinator.broker import Broker
 from tensile.coordinator.lease import Lease
 from tensile.coordinator.profile import Rung
@@ -144,6 +144,43 @@ def test_sessions_outlive_their_broker_and_keep_to_what_they_hold(
             assert lease_bytes(second) >= 3 * 2**20
             wait_for("more of it", lambda: lease_bytes(second) == 4 * 2**20)
             assert steps(session, training, 1) == 4 * 2**20
+
+
+def test_where_steps_are_interlocked_a_neighbour_has_the_bytes_between_two_peaks(
+    place: Path, tmp_path: Path
+) -> None:
+    free = recurrent()
+    for number in range(4):
+        free.step(free.batches[number % 4])
+    expected = contents(free)
+    training = recurrent()
+    training.start()
+    step = trace(training.step, training.model, training.optimizer, training.batches[0])
+    other = Member(job="other", profile=traced(step, COSTS))
+    natural = other.profile.peak_bytes
+    leases: list[int] = []
+
+    def note(shares: tuple[Share, ...]) -> None:
+        leases.extend(share.lease_bytes for share in shares if share.job == "mine")
+
+    with (
+        Broker(place, natural * 3 // 2, on_change=note) as broker,
+        Lease(place, other) as neighbour,
+        member_of(training, place, tmp_path) as session,
+    ):
+        assert neighbour.join(10)
+        session.prepare(training.step, training.batches[0], costs=COSTS)
+        neighbour.give_back(0)
+        leases.clear()
+        steps(session, training, 2)
+        at_rest = lease_bytes(broker)
+        assert at_rest < 0.75 * natural < 0.9 * natural < max(leases)
+        assert neighbour.want(natural) == min(natural, natural * 3 // 2 - at_rest)
+        leases.clear()
+        steps(session, training, 2)  # with what is left, it lets more leave
+        assert max(leases) + neighbour.lease_bytes <= natural * 3 // 2
+        found = contents(training)
+    assert differences(found, expected) == []
 
 
 def test_who_waits_says_so_and_holds_nothing_meanwhile(

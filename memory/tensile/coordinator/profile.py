@@ -94,10 +94,6 @@ class Profile:
             kept = (replace(kept[0], bytes=most_bytes), *kept)
         return Profile(rungs=kept)
 
-    def flat(self) -> Profile:
-        """Of a job that keeps its lease from step to step, whatever it holds within one."""
-        return Profile(rungs=tuple(Rung.flat(rung.bytes, rung.step_s) for rung in self.rungs))
-
     def times(self, ratio: float) -> Profile:
         """Of a job that holds so many times what its rungs say; `ratio` is at least 1."""
         if ratio == 1:
