@@ -216,7 +216,7 @@ class Pressure:
             granted_bytes = self.lease.want(wanted_bytes)
             if granted_bytes < wanted_bytes:
                 self._refused_until_s = time.monotonic() + _REFUSED_S
-        elif needed_bytes + 2 * piece_bytes < granted_bytes:
+        elif needed_bytes + 2 * piece_bytes < granted_bytes and self.lease.is_connected:
             self._now_bytes = needed_bytes + piece_bytes
             self._keep_within(0)
             self.lease.give_back(self._now_bytes)

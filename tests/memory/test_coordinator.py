@@ -349,7 +349,8 @@ class Sharing(RuleBasedStateMachine):
             foreseen_s = max(rung.step_s for rung in job.profile.rungs)
             if job.began_s is not None and self.now_s > job.began_s:
                 job.periods_s.append(self.now_s - job.began_s)
-            assert 0 <= begin.after_s <= min(job.periods_s[-3:], default=foreseen_s)
+            seen_s = min(job.periods_s[-3:]) if len(job.periods_s) >= 3 else foreseen_s
+            assert 0 <= begin.after_s <= max(foreseen_s, seen_s)
             job.began_s = self.now_s + begin.after_s
             self.complies(name)
 

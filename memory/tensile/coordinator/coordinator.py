@@ -196,6 +196,9 @@ class Coordinator:
         for job, portion in zip(jobs, division.portions, strict=False):
             told = job.portion
             job.portion = portion
+            if not self._interlocked:  # nobody says when it begins a step
+                job.began_s = None
+                job.periods_s.clear()
             is_news = told != portion or before != self._interlocked
             if job.member.job in self._admitted and is_news:
                 answer.append(_target(portion, self._interlocked))
@@ -301,9 +304,9 @@ def _target(portion: Portion, interlocked: bool) -> Target:
 
 def _rung(job: _Job) -> Rung | None:
     """The one that it is on, with the time that its steps were seen to take: predictions are of the
-    work alone. The least of some, since there may be a pause in any.
+    work alone. The least of some, since there may be a pause beside any.
     """
     if job.portion is None:
         return None
     rung = job.member.profile.rungs[job.portion.rung]
-    return replace(rung, step_s=min(job.periods_s)) if job.periods_s else rung
+    return rung if len(job.periods_s) < _SEEN else replace(rung, step_s=min(job.periods_s))

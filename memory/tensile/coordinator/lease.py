@@ -56,7 +56,7 @@ class Lease:
         self._path, self._member = path, member
         self._news = threading.Condition()
         self._socket: socket.socket | None = None
-        self._number = self._returned_at = self._heard = 0
+        self._number = self._returned_at = self._asked = self._heard = 0
         self._after_s = 0.0
         self._admitted = holds_bytes > 0
         self._refusal: str | None = None
@@ -155,8 +155,9 @@ class Lease:
         return self._number
 
     def _ask(self, message: Message) -> None:
-        number = self._say(message)
-        if self._socket is not None:
+        answers = self._heard >= self._asked  # else it is not waited for until it does again
+        number = self._asked = self._say(message)
+        if self._socket is not None and answers:
             self._news.wait_for(lambda: self._heard >= number or self._socket is None, ANSWER_S)
 
     def _forget(self) -> None:
