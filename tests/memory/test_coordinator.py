@@ -216,6 +216,28 @@ def test_interlocked_jobs_ask_for_more_and_are_answered_at_once() -> None:
     (go,) = coordinator.handle(Beginning(job="b"), 2)
     assert isinstance(go, Begin)
     assert 0.2 < go.after_s < 0.7
+    told = coordinator.handle(Left(job="b"), 3)
+    assert Target(job="a", cap_bytes=700, rung=0) in told  # its cap stays; it need not ask any more
+
+
+def test_jobs_wait_for_each_other_by_the_steps_that_were_seen_and_not_by_one_long_pause() -> None:
+    coordinator = Coordinator(DEVICE)
+    profile = Profile(rungs=(triangle(700, 150), triangle(350, 150, 3.0)))
+    for name in ("a", "b"):
+        coordinator.handle(Joined(member=Member(job=name, profile=profile)), now_s=0)
+    coordinator.handle(Returned(job="a", lease_bytes=350), 0)
+
+    def after_s(name: str, now_s: float) -> float:
+        (go,) = coordinator.handle(Beginning(job=name), now_s)
+        assert isinstance(go, Begin)
+        return go.after_s
+
+    assert [after_s("a", now_s) for now_s in (0, 10, 20, 500, 510)] == [0.0] * 5
+    assert after_s("b", 510) < 1  # as its own steps are foreseen
+    for now_s in (520, 530, 540):
+        after_s("b", now_s)
+    after_s("a", 550)
+    assert 2 < after_s("b", 550) < 7
 
 
 def test_a_new_coordinator_waits_for_those_who_were_here_before() -> None:
