@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from tensile.budget import BudgetError as BudgetError
     from tensile.budget import budget_bytes as budget_bytes
     from tensile.calibration import calibrate as calibrate
+    from tensile.coordinator.lease import LeaseRefused as LeaseRefused
     from tensile.costs import Costs as Costs
     from tensile.floor import floor_bytes as floor_bytes
     from tensile.forecasting import Forecast as Forecast
     from tensile.forecasting import forecast as forecast
     from tensile.lower_tier import TierError as TierError
     from tensile.manageable import SessionError as SessionError
+    from tensile.membership import Membership as Membership
     from tensile.planner import plan as plan
     from tensile.recorder import TraceError as TraceError
     from tensile.repetition import StepOutOfMemory as StepOutOfMemory
@@ -51,6 +53,8 @@ _HOMES = {
     "BudgetError": "tensile.budget",
     "budget_bytes": "tensile.budget",
     "Forecast": "tensile.forecasting",
+    "LeaseRefused": "tensile.coordinator.lease",
+    "Membership": "tensile.membership",
     "Session": "tensile.session",
     "SessionError": "tensile.manageable",
     "Stats": "tensile.stats",

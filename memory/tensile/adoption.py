@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from torch import nn
 
 from tensile import freed_memory
+from tensile.coordinator.profile import Profile, together
 from tensile.execution import Execution
 from tensile.forecasting import Forecast
 from tensile.gauge import Gauge
@@ -66,6 +67,15 @@ class Adoption:
         floors = (p.forecast.floor_bytes for p in self._plannings.values() if not p.is_observed)
         return max(floors, default=0)
 
+    def profile(self) -> Profile | None:
+        """What the job asks of a device that is shared; None where no step is known yet."""
+        plannings = tuple(self._plannings.values())
+        if not all(planning.has_profile for planning in plannings):
+            with self.aside(leaves_cycles=False):
+                for planning in plannings:
+                    planning.profile()
+        return together([planning.profile() for planning in plannings]) if plannings else None
+
     @property
     def is_planned(self) -> bool:
         """Whether there is anything to plan."""
@@ -90,6 +100,15 @@ class Adoption:
         """What the lower tier will hold, at most."""
         return max((s.lower_bytes for s in self._schedules.values()), default=0)
 
+    @contextmanager
+    def aside(self, *, leaves_cycles: bool = True) -> Iterator[None]:
+        """What is still held afterwards belongs to the process (`Gauge.aside`), but for what was on
+        its way back from below. Plans leave no cycles behind.
+        """
+        self._residency.arrive()
+        with self._gauge.aside(leaves_cycles=leaves_cycles):
+            yield
+
     def add(self, planning: Planning) -> None:
         """From here on its kind of step is known; `plan` has to follow."""
         self._drop(planning.trace.signature)
@@ -103,7 +122,7 @@ class Adoption:
         """
         schedules: dict[str, Schedule] = {}
         if limit_bytes is not None:
-            with self._gauge.aside():
+            with self.aside(leaves_cycles=False):
                 for signature, planning in self._plannings.items():
                     schedules[signature] = _scheduled(planning, limit_bytes)
             for schedule in schedules.values():
@@ -116,7 +135,7 @@ class Adoption:
 
     def adopt(self, planning: Planning, limit_bytes: int) -> None:
         """Its kind of step is known, planned and followed from here on. Raises TierError."""
-        with self._gauge.aside():
+        with self.aside(leaves_cycles=False):
             schedule = _scheduled(planning, limit_bytes)
         self.add(planning)
         self.follow(schedule)
@@ -183,9 +202,11 @@ class Adoption:
         """
         away = {action.storage for action in schedule.away_at_begin()}
         names = dict.fromkeys(action.storage for action in schedule.plan.actions)
-        placed = [n for n in names if not n.startswith("activation:") and self._residency.evict(n)]
+        for name in names:
+            if not name.startswith("activation:"):
+                self._residency.evict(name)
         freed_memory.trim()  # they were in the heap
-        self._execution.bring_back(name for name in placed if name not in away)
+        self._execution.bring_back(n for n in self._residency.away() if n not in away)
 
 
 def _scheduled(planning: Planning, limit_bytes: int) -> Schedule:

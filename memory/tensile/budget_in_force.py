@@ -1,4 +1,6 @@
-"""The budget that counts now: what the user asked for, or less since memory failed under it."""
+"""The budget that counts now: what the user asked for, or less since memory failed under it, or
+less since other jobs are on the device.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,11 @@ from tensile.lower_tier import TierError
 from tensile.peaks import Peaks
 from tensile.rungs import SHARES, rung_below
 from tensile.stats import Counters
+from tensile.tenancy import Tenancy
 
 
 class BudgetInForce:
-    """Raises BudgetError for a budget that is no size."""
+    """Raises BudgetError for a budget that is no size. `tenancy` is None on a device of its own."""
 
     def __init__(
         self,
@@ -22,6 +25,7 @@ class BudgetInForce:
         device: CpuDevice,
         peaks: Peaks,
         counters: Counters,
+        tenancy: Tenancy | None,
     ) -> None:
         self._asked = budget
         self._ceiling_bytes: int | None = None
@@ -29,9 +33,17 @@ class BudgetInForce:
         self._device = device
         self._peaks = peaks
         self._counters = counters
+        self._tenancy = tenancy
 
     def limit_bytes(self) -> int | None:
         """None for no limit. Raises BudgetError for a share of a peak that was not forecast."""
+        own = self.own_bytes()
+        if self._tenancy is None:
+            return own
+        return self._tenancy.limit_bytes if own is None else min(own, self._tenancy.limit_bytes)
+
+    def own_bytes(self) -> int | None:
+        """The same, if the device were the job's alone."""
         forecast = self._adoption.forecast
         limit = budget_bytes(self._asked, None if forecast is None else forecast.peak_bytes)
         if limit is None or self._ceiling_bytes is None:
@@ -47,11 +59,49 @@ class BudgetInForce:
             )
 
     def plan(self) -> None:
-        """Plan every kind of step that is known. Raises PlanError below a floor, and TierError."""
-        limit = self.limit_bytes()
-        if limit is not None:
+        """Plan every kind of step that is known, and tell the other jobs' broker of it, where there
+        is one. Raises PlanError below a floor, TierError, and LeaseRefused.
+        """
+        own, floor = self.own_bytes(), self._adoption.floor_bytes
+        planned = own
+        if self._tenancy is not None:
+            if own is None or own >= floor:
+                self._tenancy.tell(own)
+            # a share is below the floor only where that was mistaken: its plan is the best there is
+            share = max(self._tenancy.limit_bytes, floor)
+            planned = share if own is None else min(own, share)
+        if planned is not None:
             self.give_back_freed_memory()
-        self._adoption.plan(limit)
+        self._adoption.plan(planned)
+
+    def follow(self, what: str) -> int | None:
+        """Between two passes: the limit of the next one. Another share of the device is planned
+        for, and what is over is given back. A job that is not on the device yet joins it, and a
+        step waits for its turn.
+        """
+        tenancy = self._tenancy
+        if tenancy is not None:
+            before = self.limit_bytes()
+            if what != "staging" and not tenancy.is_joined:
+                tenancy.tell(self.own_bytes())
+            tenancy.follow()
+            if self.limit_bytes() != before:
+                self._plan_again()
+            tenancy.vacate()
+            if self.limit_bytes() != before:
+                self._peaks.begin_again()
+            if what == "step":
+                tenancy.begin_step()
+        return self.limit_bytes()
+
+    def look_back(self, limit: int | None, *, watched: bool) -> int:
+        """After a pass; by how much it is the first to exceed its limit. The broker of a device
+        that is shared hears of one that needs more than was foreseen.
+        """
+        over_bytes = self._peaks.look_back(limit, watched=watched)
+        if self._tenancy is not None and limit is not None:
+            self._tenancy.passed(limit + over_bytes if over_bytes > 0 else 0, self.own_bytes())
+        return over_bytes
 
     def change(self, budget: Budget) -> None:
         """Another one from here on; the old one stays where this raises."""

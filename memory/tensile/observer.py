@@ -83,7 +83,7 @@ class Observer:
 
     def _adopt(self, observation: Observation, limit_bytes: int) -> None:
         try:
-            with self._gauge.aside():
+            with self._adoption.aside():
                 planning = Planning(
                     observed_trace(observation), self.costs or USUAL_COSTS, is_observed=True
                 )

@@ -21,6 +21,13 @@ class Peaks:
         self._gauge = gauge
         self._counters = counters
         self._passes = 0
+        self._highest_bytes = 0  # under this limit
+
+    def begin_again(self) -> None:
+        """Another limit: what was held before says nothing of it."""
+        self.note()
+        self._gauge.forget_peak()
+        self._highest_bytes = 0
 
     def look_back(self, limit_bytes: int | None, *, watched: bool) -> int:
         """After a pass; by how much it is the first to exceed the budget, 0 where it does not.
@@ -33,9 +40,9 @@ class Peaks:
         if watched and self._passes <= _FIRST_PASSES:
             with suppress(MemoryError):  # after a pass that found none: the base stays as it was
                 self._gauge.note_libraries()
-        before_bytes = self._counters.peak_bytes
+        before_bytes, now_bytes = self._highest_bytes, self._gauge.peak_bytes()
+        self._highest_bytes = max(before_bytes, now_bytes)
         self.note()
-        now_bytes = self._counters.peak_bytes
         if limit_bytes is None or now_bytes <= limit_bytes:
             return 0
         self.exceeded = True

@@ -10,6 +10,8 @@ from threading import Event
 
 from tensile.actions import Plan, PlanError
 from tensile.allowance import allowance_bytes
+from tensile.coordinator.profile import Profile
+from tensile.coordinator.traced import traced as profiled
 from tensile.costs import Costs
 from tensile.floor import floor_bytes
 from tensile.forecasting import Forecast, forecast
@@ -44,6 +46,19 @@ class Planning:
         self._improved = False
         self._predicted_s = 0.0
         self._recent_s: deque[float] = deque(maxlen=_WINDOW)
+        self._profile: Profile | None = None
+
+    @property
+    def has_profile(self) -> bool:
+        return self._profile is not None
+
+    def profile(self) -> Profile:
+        """What the step asks of a device that is shared. The first time it takes as long as several
+        plans.
+        """
+        if self._profile is None:
+            self._profile = profiled(self.trace, self._costs)
+        return self._profile
 
     def schedule(self, budget_bytes: int) -> Schedule:
         """The quick plan for a budget. Raises PlanError below the floor."""

@@ -7,11 +7,13 @@ saved first, and waiting for it only when the budget itself is near.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 
 from tensile import freed_memory
 from tensile.contents import Contents
+from tensile.coordinator.lease import Lease
 from tensile.gauge import Gauge
 from tensile.lower_tier import TierError
 from tensile.residency import Residency
@@ -21,18 +23,24 @@ _EARLY = 0.8  # share of the budget from which on writes begin, where no plan sa
 _SPARE = 0.03
 _UNWATCHED_SPARE = 0.08  # … more where nobody looks meanwhile, …
 _FEW_BYTES = 3 * 2**20  # … and so much, or as large a share again of a small budget
+_PIECES = 16  # of a budget, in which a lease that rises and falls is asked for
+_REFUSED_S = 0.01
 _TRUST = 8  # moments for which what was seen is taken to hold
 _PATIENCE = 32  # moments between two attempts to find memory that nobody accounts for
 
 
 class Pressure:
-    """`limit_bytes` is the budget; None for none. `rise_bytes` is what a moment's work took so far,
-    at most, where no trace tells it. `shortfall_bytes` is what found no room in this step, at most,
-    though everything had left that could.
+    """`limit_bytes` is the budget; None for none. With a `lease` that rises and falls within a step
+    it is the most that is asked for, and what counts is what was granted. `rise_bytes` is what a
+    moment's work took so far, at most, where no trace tells it. `shortfall_bytes` is what found no
+    room in this step, at most, though everything had left that could.
     """
 
     def __init__(self, gauge: Gauge, contents: Contents, residency: Residency) -> None:
-        self.limit_bytes: int | None = None
+        self.lease: Lease | None = None
+        self._limit_bytes: int | None = None
+        self._now_bytes = 0  # of the limit, as far as there is one
+        self._refused_until_s = 0.0  # nobody will have returned much by then
         self.rise_bytes = 0
         self.shortfall_bytes = 0
         self._gauge = gauge
@@ -45,6 +53,18 @@ class Pressure:
         self._learnt_bytes = 0
         self._trust = 0  # moments for which that may be relied on
 
+    @property
+    def limit_bytes(self) -> int | None:
+        return self._limit_bytes
+
+    @limit_bytes.setter
+    def limit_bytes(self, limit_bytes: int | None) -> None:
+        self._limit_bytes = limit_bytes
+        if limit_bytes is not None:
+            self._now_bytes = limit_bytes
+            if self.lease is not None:
+                self._now_bytes = min(limit_bytes, self.lease.lease_bytes)
+
     def is_roomy(self, rise_bytes: int, scratch_bytes: int) -> bool:
         """Whether there is room for `rise_bytes`, `scratch_bytes` of them no tensor's, by what the
         pool lends and by what was seen beside it some moments ago; asking the system takes longer.
@@ -56,7 +76,7 @@ class Pressure:
         self._trust -= 1
         coming_bytes = rise_bytes + self._contents.incoming_bytes
         likely_bytes = freed_memory.lent_bytes() + self._beside_bytes + coming_bytes
-        if likely_bytes > self.limit_bytes - self._spare_bytes(_SPARE):
+        if likely_bytes > self._now_bytes - self._spare_bytes(_SPARE):
             return False
         self._keep_within(scratch_bytes)
         return True
@@ -77,9 +97,10 @@ class Pressure:
             return 0
         held = self._held_bytes()
         rise_bytes += coming_bytes
-        missing_bytes = held + rise_bytes + paged_bytes - self.limit_bytes
+        self._fit(held + rise_bytes + paged_bytes)
+        missing_bytes = held + rise_bytes + paged_bytes - self._now_bytes
         missing_bytes -= self._contents.outgoing_bytes
-        self._keep(held, rise_bytes, self.limit_bytes, in_use, paged_bytes, scratch_bytes)
+        self._keep(held, rise_bytes, self._now_bytes, in_use, paged_bytes, scratch_bytes)
         return max(0, missing_bytes)
 
     def relieve_unplanned(
@@ -95,14 +116,15 @@ class Pressure:
         rise = max(self.rise_bytes, held - self._before_bytes, size_bytes)
         self.rise_bytes = min(rise, self.limit_bytes // 2)
         rise = max(self.rise_bytes - beside_bytes, 0)
-        self._keep(held, rise, int(self.limit_bytes * _EARLY), in_use, beside_bytes)
+        self._fit(int((held + rise + beside_bytes) / _EARLY))
+        self._keep(held, rise, int(self._now_bytes * _EARLY), in_use, beside_bytes)
         self._before_bytes = self._held_bytes()
 
     def room_bytes(self, rise_bytes: int) -> int:
         """How much could come back now."""
         if self.limit_bytes is None:
             return 0
-        return self.limit_bytes - self._held_bytes() - rise_bytes
+        return self._now_bytes - self._held_bytes() - rise_bytes
 
     def empty(self, in_use: frozenset[str]) -> None:
         """After a failed allocation: everything that can leave leaves now."""
@@ -130,9 +152,10 @@ class Pressure:
         """
         if self.limit_bytes is None:
             return
-        if self._held_bytes() + size_bytes > self.limit_bytes:
+        self._fit(self._held_bytes() + size_bytes)
+        if self._held_bytes() + size_bytes > self._now_bytes:
             self._residency.evict_everything()
-        if self._held_bytes() + size_bytes > self.limit_bytes:
+        if self._held_bytes() + size_bytes > self._now_bytes:
             self.empty(frozenset())
         self._held_bytes()
         away_bytes = self._residency.away_bytes(self._residency.away())
@@ -152,11 +175,9 @@ class Pressure:
         if self.limit_bytes is None:
             freed_memory.let_wait(None)
             return
-        self._held_bytes()
-        self._let_wait(
-            self._residency.away_bytes(self._residency.away()),
-            spare=_SPARE if watched else _UNWATCHED_SPARE,
-        )
+        away_bytes = self._residency.away_bytes(self._residency.away())
+        self._fit(self._held_bytes() + away_bytes)
+        self._let_wait(away_bytes, spare=_SPARE if watched else _UNWATCHED_SPARE)
 
     def learn(self, over_bytes: int) -> None:
         """A step held so much more than the budget for a moment, in what no pool lends: the scratch
@@ -178,6 +199,29 @@ class Pressure:
         held_bytes = self._gauge.held_bytes() + self._residency.incoming_bytes
         self._beside_bytes, self._trust = max(0, held_bytes - lent_bytes), _TRUST
         return held_bytes + without_place_bytes
+
+    def _fit(self, needed_bytes: int) -> None:
+        """Of a lease that rises and falls: ask for what is needed and a little more, which others
+        may have; give back what is far over, once nothing waits freed there.
+        """
+        if self.lease is None or self.limit_bytes is None:
+            return
+        needed_bytes += self._spare_bytes(_SPARE)
+        piece_bytes = self.limit_bytes // _PIECES
+        granted_bytes = self.lease.lease_bytes
+        if granted_bytes < min(needed_bytes, self.limit_bytes):
+            if time.monotonic() < self._refused_until_s:
+                return
+            wanted_bytes = min(needed_bytes + piece_bytes, self.limit_bytes)
+            granted_bytes = self.lease.want(wanted_bytes)
+            if granted_bytes < wanted_bytes:
+                self._refused_until_s = time.monotonic() + _REFUSED_S
+        elif needed_bytes + 2 * piece_bytes < granted_bytes and self.lease.is_connected:
+            self._now_bytes = needed_bytes + piece_bytes
+            self._keep_within(0)
+            self.lease.give_back(self._now_bytes)
+            granted_bytes = self.lease.lease_bytes
+        self._now_bytes = min(granted_bytes, self.limit_bytes)
 
     def _keep(
         self,
@@ -203,9 +247,8 @@ class Pressure:
         self._keep_within(scratch_bytes, spare)
 
     def _keep_within(self, scratch_bytes: int, spare: float = _SPARE) -> None:
-        assert self.limit_bytes is not None
         spare_bytes = self._spare_bytes(spare) + max(self._learnt_bytes, scratch_bytes)
-        freed_memory.keep_within(self.limit_bytes - spare_bytes - self._beside_bytes)
+        freed_memory.keep_within(self._now_bytes - spare_bytes - self._beside_bytes)
 
     def _spare_bytes(self, share: float) -> int:
         assert self.limit_bytes is not None
@@ -225,8 +268,7 @@ class Pressure:
 
     def _wait(self, rise_bytes: int) -> int:
         """Until there is room, or nothing more can leave; answers what is held then."""
-        assert self.limit_bytes is not None
-        while (held := self._held_bytes()) + rise_bytes > self.limit_bytes:
+        while (held := self._held_bytes()) + rise_bytes > self._now_bytes:
             if self._contents.wait_for_oldest():
                 continue
             if self._rest > 0:
@@ -236,7 +278,7 @@ class Pressure:
                 self._residency.evict_mapped()
                 freed_memory.trim()
                 held = self._held_bytes()
-            self._note_shortfall(held + rise_bytes - self.limit_bytes)
+            self._note_shortfall(held + rise_bytes - self._now_bytes)
             return held
         return held
 

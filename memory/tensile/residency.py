@@ -146,6 +146,11 @@ class Residency:
         self._recent.pop(name, None)
         self._recent[name] = None
 
+    def arrive(self) -> None:
+        """Wait for all that is on the way."""
+        for name in tuple(self._incoming):
+            self._incoming.pop(name).wait()
+
     def is_away(self, names: Iterable[str]) -> bool:
         """Whether any of them is below and nobody has asked it back."""
         return not self._away.isdisjoint(names)

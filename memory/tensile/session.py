@@ -23,6 +23,7 @@ from tensile.execution import Execution
 from tensile.forecasting import Forecast
 from tensile.lower_tier import TierError
 from tensile.manageable import SessionError, managed_device
+from tensile.membership import Membership, from_environment
 from tensile.module_hooks import ModuleHooks
 from tensile.names import Models, Optimizers
 from tensile.observer import Observer
@@ -33,6 +34,7 @@ from tensile.repetition import Repetition
 from tensile.residency import Residency
 from tensile.snapshot import Snapshot
 from tensile.stats import Counters, Stats
+from tensile.tenancy import Tenancy
 from tensile.watched_step import WatchedStep
 
 SMALLEST_BYTES = 64 * 2**10
@@ -46,6 +48,10 @@ class Session:
     """`model` is a module or a mapping of modules, `optimizer` one or a sequence; `budget` is
     bytes, a text ("1.2GiB"), a share of the forecast peak (0.6; needs `prepare`), or None for no
     limit.
+
+    On a device that other jobs use too, `lease` says where its broker is; without it, the process's
+    environment does (`membership.py`). Then the budget is what the job may have at most, and what
+    it has changes as others come and go.
 
     What leaves the device goes to `folder`, on a real file system (`$TENSILE_FOLDER`, or a folder
     of the user's cache). Storages below `smallest_bytes` never move.
@@ -63,6 +69,7 @@ class Session:
         folder: str | os.PathLike[str] | None = None,
         *,
         smallest_bytes: int = SMALLEST_BYTES,
+        lease: Membership | None = None,
     ) -> None:
         self._inside: str | None = None
         self._closed = False
@@ -83,6 +90,7 @@ class Session:
             budget_bytes(budget)
         elif not 0 < budget <= 1:
             budget_bytes(budget, 1)
+        lease = lease or from_environment()
 
         self._counters = Counters()
         self._contents = Contents(self._device.swap_file, self._counters)
@@ -128,12 +136,23 @@ class Session:
             observer=self._observer,
             counters=self._counters,
         )
+        self._tenancy = None
+        if lease is not None:
+            self._tenancy = Tenancy(
+                lease,
+                adoption=self._adoption,
+                gauge=self._gauge,
+                pressure=self._pressure,
+                residency=self._residency,
+                counters=self._counters,
+            )
         self._budget = BudgetInForce(
             budget,
             adoption=self._adoption,
             device=self._device,
             peaks=self._peaks,
             counters=self._counters,
+            tenancy=self._tenancy,
         )
         self._hooks = ModuleHooks(modules, parameters, self._execution, self._is_active)
         self._chunked = ChunkedStep(
@@ -177,7 +196,7 @@ class Session:
         from tensile.recorder import TraceError
 
         try:
-            with self._gauge.aside():
+            with self._adoption.aside():
                 from tensile.calibration import calibrate
                 from tensile.tracing import trace
 
@@ -297,7 +316,9 @@ class Session:
         return self._budget.step_down()
 
     def close(self) -> None:
-        """Everything back into ordinary memory; the model trains on as if nothing had been."""
+        """Everything back into ordinary memory; the model trains on as if nothing had been. On a
+        device that is shared it stays below instead, and comes when it is touched.
+        """
         if self._closed:
             return
         if self._inside is not None:
@@ -308,7 +329,10 @@ class Session:
         self._hooks.remove()
         self._chunked.remove()
         self._adoption.close()
-        self._residency.go_home()
+        if self._tenancy is None:
+            self._residency.go_home()
+        else:
+            self._tenancy.close()
         self._device.close()
         self._gauge.close()
 
@@ -330,8 +354,8 @@ class Session:
         self._require_open(what)
         if self._inside is not None:
             raise SessionError(f"a {what} inside a {self._inside}: a session runs one at a time")
+        limit = self._budget.follow(what)
         self._adoption.take_better()
-        limit = self._budget.limit_bytes()
         self._pressure.limit_bytes = limit
         if limit is not None and self._counters.steps == 0:
             self._device.tier.require_room(
@@ -341,13 +365,16 @@ class Session:
         return limit
 
     def _watches(self, limit: int | None) -> bool:
-        """Nothing is watched where nothing can happen: no budget, or a peak that is below it."""
+        """Nothing is watched where nothing can happen: no budget, or a peak that is below it. On a
+        device that is shared no forecast is relied on: the bytes beside are another's.
+        """
         if limit is None or self._forked:
             return False
-        return self._peaks.exceeded or not self._adoption.is_idle
+        is_shared = self._tenancy is not None
+        return is_shared or self._peaks.exceeded or not self._adoption.is_idle
 
     def _look_back(self, limit: int | None, *, watched: bool) -> None:
-        over_bytes = self._peaks.look_back(limit, watched=watched)
+        over_bytes = self._budget.look_back(limit, watched=watched)
         if over_bytes > 0:
             self._pressure.learn(over_bytes)
 
@@ -390,6 +417,8 @@ def _in_child() -> None:
         session._forked = True
         session._execution.stop()
         session._contents.in_child()
+        if session._tenancy is not None:
+            session._tenancy.in_child()
 
 
 os.register_at_fork(after_in_child=_in_child)

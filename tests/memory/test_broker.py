@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -189,3 +190,24 @@ def test_a_grant_from_before_a_return_is_not_taken_for_one_after_it(place: Path)
             lowest = [lease.lease_bytes]
             server.join()
     assert (lowest, seen) == ([600], [650])
+
+
+def test_a_broker_that_stopped_answering_is_waited_for_once(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        with Lease(place, member("a")) as lease:
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as lines:
+                number, _ = decode(next(lines))
+                connection.sendall(encode(Admitted(job="a", minimum_bytes=300), number))
+                assert lease.join(10)
+                begin_s = time.monotonic()
+                assert lease.want(900) == 300
+                waited_s = time.monotonic() - begin_s
+                assert [lease.want(900) for _ in range(20)] == [300] * 20
+                assert lease.begin_step() == 0
+                assert time.monotonic() - begin_s < 2 * waited_s
+                asked = [decode(next(lines))[0] for _ in range(22)]
+                connection.sendall(encode(Granted(job="a", lease_bytes=900), asked[-1]))
+                until("its answer", lambda: lease.lease_bytes == 900)

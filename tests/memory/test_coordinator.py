@@ -41,6 +41,7 @@ from tensile.coordinator.messages import (
 from tensile.coordinator.profile import SAMPLES
 from tensile.costs import Costs
 from tensile.floor import floor_bytes
+from tensile.forecasting import forecast
 from tensile.rungs import ladder as ladder_of
 from tensile.sequence import Trace
 
@@ -134,9 +135,12 @@ def test_a_traced_job_is_a_ladder_whose_curves_reach_what_their_plans_hold(
     trace: Trace, costs: Costs
 ) -> None:
     profile = traced(trace, costs)
-    plans = {with_allowance(plan.peak_bytes): plan for plan in ladder_of(trace, costs)}
-    assert profile.minimum_bytes >= floor_bytes(trace)
-    for rung in profile.rungs:
+    plans = [with_allowance(plan.peak_bytes) for plan in ladder_of(trace, costs)]
+    assert profile.minimum_bytes >= min(floor_bytes(trace), profile.peak_bytes)
+    natural_bytes = max(plans[0], with_allowance(forecast(trace).peak_bytes))
+    assert profile.peak_bytes == natural_bytes  # eager training's, whose optimizer is not chunked
+    assert max(profile.rungs[0].curve) <= natural_bytes
+    for rung in profile.rungs[1:]:
         assert max(rung.curve) == rung.bytes
         assert rung.bytes in plans
 
@@ -212,6 +216,28 @@ def test_interlocked_jobs_ask_for_more_and_are_answered_at_once() -> None:
     (go,) = coordinator.handle(Beginning(job="b"), 2)
     assert isinstance(go, Begin)
     assert 0.2 < go.after_s < 0.7
+    told = coordinator.handle(Left(job="b"), 3)
+    assert Target(job="a", cap_bytes=700, rung=0) in told  # its cap stays; it need not ask any more
+
+
+def test_jobs_wait_for_each_other_by_the_steps_that_were_seen_and_not_by_one_long_pause() -> None:
+    coordinator = Coordinator(DEVICE)
+    profile = Profile(rungs=(triangle(700, 150), triangle(350, 150, 3.0)))
+    for name in ("a", "b"):
+        coordinator.handle(Joined(member=Member(job=name, profile=profile)), now_s=0)
+    coordinator.handle(Returned(job="a", lease_bytes=350), 0)
+
+    def after_s(name: str, now_s: float) -> float:
+        (go,) = coordinator.handle(Beginning(job=name), now_s)
+        assert isinstance(go, Begin)
+        return go.after_s
+
+    assert [after_s("a", now_s) for now_s in (0, 10, 20, 500, 510)] == [0.0] * 5
+    assert after_s("b", 510) < 1  # as its own steps are foreseen
+    for now_s in (520, 530, 540):
+        after_s("b", now_s)
+    after_s("a", 550)
+    assert 2 < after_s("b", 550) < 7
 
 
 def test_a_new_coordinator_waits_for_those_who_were_here_before() -> None:
@@ -262,6 +288,8 @@ class Simulated:
     cap: int = 0
     admitted: bool = False
     answered: list[Command] = field(default_factory=list)
+    began_s: float | None = None
+    periods_s: list[float] = field(default_factory=list)
 
 
 profiles = st.builds(
@@ -339,8 +367,13 @@ class Sharing(RuleBasedStateMachine):
         if name is not None:
             (begin, *_) = self.tell(Beginning(job=name))
             assert isinstance(begin, Begin)
-            longest = max(rung.step_s for rung in self.jobs[name].profile.rungs)
-            assert 0 <= begin.after_s <= longest
+            job = self.jobs[name]
+            foreseen_s = max(rung.step_s for rung in job.profile.rungs)
+            if job.began_s is not None and self.now_s > job.began_s:
+                job.periods_s.append(self.now_s - job.began_s)
+            seen_s = min(job.periods_s[-3:]) if len(job.periods_s) >= 3 else foreseen_s
+            assert 0 <= begin.after_s <= max(foreseen_s, seen_s)
+            job.began_s = self.now_s + begin.after_s
             self.complies(name)
 
     @rule(number=st.integers(0, 9), profile=profiles)
@@ -359,7 +392,7 @@ class Sharing(RuleBasedStateMachine):
         self.coordinator = Coordinator(DEVICE, opens_at_s=self.now_s + 1)
         for name in names[number % 3 :] + names[: number % 3]:
             job = self.jobs[name]
-            held = job.lease
+            held, job.began_s, job.periods_s = job.lease, None, []
             self.tell(
                 Joined(member=Member(job=name, profile=job.profile), holds_bytes=max(held, 1))
             )

@@ -1,5 +1,5 @@
 """What the job's `memory` asks for, around each training step: nothing, or a tensile session under
-the job's budget.
+the job's budget and, on a device that is shared, under what its broker leaves it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dovetail_workers.reports import MemoryUsed
 from dovetail_workers.storage.protocol import StorageError
 from tensile import resident
 from tensile.contents import is_out_of_memory
+from tensile.membership import from_environment
 
 RUNGS = 3
 _ADVICE = (
@@ -47,18 +48,27 @@ class MemoryPolicy:
         self._rungs_left = RUNGS
         self._session: tensile.Session | None = None
         self._forecast_bytes: int | None = None
+        self._limit_bytes: int | None = None
         self._budget_bytes: int | None = None
+        self._is_shared = False
         if spec.memory.policy == "none":
             return
-        self._limit_bytes = self._budget_bytes = _limit(spec, device_bytes)
         self._wanted = spec.memory.budget
         with _refused():
+            lease = from_environment(say=lambda sentence: say(f"memory: {sentence}"))
+            self._is_shared = lease is not None
+            # a lease is never more than the device, so only what the user said bounds it
+            self._limit_bytes = _limit(spec, None if self._is_shared else device_bytes)
+            self._budget_bytes = self._limit_bytes
             self._session = tensile.Session(
-                dict(models), list(optimizers.values()), self._limit_bytes, device
+                dict(models), list(optimizers.values()), self._limit_bytes, device, lease=lease
             )
 
     def prepare(self, train_step: Callable[[Batch], object], batch: Batch) -> None:
-        """Plan before the first step. Raises UserError for a budget that no plan keeps."""
+        """Plan before the first step; on a device that is shared, wait until there is room for the
+        least that a plan takes. Raises UserError for a budget that no plan keeps, and OutOfMemory
+        for a device that will never have that room.
+        """
         session = self._session
         if session is None:
             return
@@ -70,8 +80,11 @@ class MemoryPolicy:
             self._forecast_bytes = forecast.peak_bytes
             if isinstance(self._wanted, str) and self._wanted.endswith("%"):
                 share = float(self._wanted[:-1]) / 100
-                self._budget_bytes = min(self._limit_bytes, int(share * forecast.peak_bytes))
-                session.set_budget(self._budget_bytes)
+                budget_bytes = int(share * forecast.peak_bytes)
+                if self._limit_bytes is not None:
+                    budget_bytes = min(self._limit_bytes, budget_bytes)
+                session.set_budget(budget_bytes)
+                self._budget_bytes = budget_bytes
 
     def attempt(self, step: Callable[[], object]) -> None:
         """One training step. If memory fails in it before anything that lasts was written, it is
@@ -117,7 +130,7 @@ class MemoryPolicy:
                 base_bytes=stats.base_bytes,
                 peak_bytes=stats.peak_bytes,
                 forecast_bytes=self._forecast_bytes,
-                budget_bytes=self._budget_bytes,
+                budget_bytes=stats.budget_bytes if self._is_shared else self._budget_bytes,
                 swapped_out_bytes=stats.swapped_out_bytes,
                 swapped_in_bytes=stats.swapped_in_bytes,
                 recomputed_bytes=stats.recomputed_bytes,
@@ -143,11 +156,15 @@ def _no_limit(size_bytes: int) -> None:
     """There is room for everything."""
 
 
-def _limit(spec: JobSpec, device_bytes: int) -> int:
-    """What admission reserves, and never more than the job asks tensile to plan under."""
-    reserved = spec.resources.memory
-    limit = reserved if isinstance(reserved, int) else device_bytes
-    return min(limit, spec.memory.budget) if isinstance(spec.memory.budget, int) else limit
+def _limit(spec: JobSpec, device_bytes: int | None) -> int | None:
+    """What admission reserves, and never more than the job asks tensile to plan under; of a device
+    of so many bytes, or of one whose broker says how many.
+    """
+    said = (spec.resources.memory, spec.memory.budget)
+    limits = [limit for limit in said if isinstance(limit, int)]
+    if device_bytes is not None and not isinstance(spec.resources.memory, int):
+        limits.append(device_bytes)
+    return min(limits, default=None)
 
 
 @contextmanager
@@ -159,7 +176,7 @@ def _sustained(passage: AbstractContextManager[Given]) -> Iterator[Given]:
         with passage as given:
             yield given
     except (MemoryError, RuntimeError, OSError) as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, tensile.LeaseRefused):
             raise OutOfMemory(f"{error}; {_ADVICE}") from error
         if isinstance(error, tensile.TierError):
             raise StorageError(f"memory.policy: tensile  {error.strerror}") from error
@@ -168,10 +185,13 @@ def _sustained(passage: AbstractContextManager[Given]) -> Iterator[Given]:
 
 @contextmanager
 def _refused() -> Iterator[None]:
-    """What tensile refuses is for the user to mend."""
+    """What tensile refuses is for the user to mend; a device that is too small is for admission."""
     try:
         yield
     except (tensile.PlanError, tensile.BudgetError) as error:
         raise UserError(f"memory.budget: {error}") from None
-    except tensile.TierError as error:
-        raise UserError(f"memory.policy: tensile  {error.strerror}") from None
+    except tensile.LeaseRefused as error:
+        raise OutOfMemory(str(error)) from None
+    except (tensile.TierError, tensile.SessionError) as error:
+        sentence = error.strerror if isinstance(error, tensile.TierError) else error
+        raise UserError(f"memory.policy: tensile  {sentence}") from None

@@ -8,4 +8,5 @@ from tensile.coordinator.coordinator import Share as Share
 from tensile.coordinator.profile import Profile as Profile
 from tensile.coordinator.profile import Rung as Rung
 from tensile.coordinator.profile import declared as declared
+from tensile.coordinator.profile import together as together
 from tensile.coordinator.traced import traced as traced

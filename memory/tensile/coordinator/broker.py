@@ -24,6 +24,7 @@ from tensile.coordinator.coordinator import Coordinator, Share
 from tensile.coordinator.messages import (
     Beginning,
     Command,
+    Device,
     Drifted,
     Event,
     Joined,
@@ -108,6 +109,11 @@ class Broker:
         with self._guard:
             return self._coordinator.shares(self._clock())
 
+    def _device(self) -> Device:
+        with self._guard:
+            free_bytes = max(self._coordinator.free_bytes, 0)
+            return Device(device_bytes=self._coordinator.device_bytes, free_bytes=free_bytes)
+
     def stop(self) -> None:
         """Close every connection; jobs go on with what they hold."""
         self._stopping = True
@@ -183,6 +189,7 @@ class Broker:
             return False
         match message:
             case Look():
+                self._send(connection, self._device())
                 for share in self.shares():
                     self._send(connection, share)
                 return False  # who only looks has seen all

@@ -6,7 +6,8 @@ and falls only when a job says that it holds no more, or is gone. A cap that fal
 Why nobody waits for ever inside a step: a job owns the minimum of its profile from `Admitted` to
 `Left`, and a plan has certified that a step ends with that alone. Asking for more is answered at
 once, with more or with the same; so no job holds bytes while it waits for another's. The one wait,
-before a step begins, holds nothing beyond the lease and is at most one step long.
+before a step begins, holds nothing beyond the lease and is at most one step long, as steps were
+foreseen or were of late.
 
 Why every newcomer comes in: those who wait are served by priority, then in their order, and nobody
 passes one who does not fit. While one waits, nobody grows beyond the cap that was computed with it,
@@ -16,7 +17,8 @@ its bytes are still there: only its end frees them. Newcomers then wait for it, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field, replace
 
 from tensile.coordinator.apportion import Division, Member, Portion, apportion
 from tensile.coordinator.interlock import wait_s
@@ -39,6 +41,7 @@ from tensile.coordinator.messages import (
 from tensile.coordinator.profile import Rung
 
 SILENT_AFTER_S = 10.0
+_SEEN = 3  # steps of a job whose times are remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,7 @@ class _Job:
     lease_bytes: int = 0
     portion: Portion | None = None
     began_s: float | None = None
+    periods_s: deque[float] = field(default_factory=lambda: deque(maxlen=_SEEN))
 
     @property
     def minimum_bytes(self) -> int:
@@ -107,6 +111,8 @@ class Coordinator:
                 self._drift(event.member, now_s, answer)
             case Beginning():
                 job = self._heard(event.job, now_s)
+                if job.began_s is not None and now_s > job.began_s:
+                    job.periods_s.append(now_s - job.began_s)
                 after_s = self._wait_s(job, now_s)
                 job.began_s = now_s + after_s
                 answer.append(Begin(job=event.job, after_s=after_s))
@@ -160,7 +166,7 @@ class Coordinator:
             job.lease_bytes, job.heard_s = job.minimum_bytes, now_s
             self._admitted[job.member.job] = job
             answer.append(Admitted(job=job.member.job, minimum_bytes=job.minimum_bytes))
-            answer.append(_target(job.portion))
+            answer.append(_target(job.portion, self._interlocked))
             answer.append(Granted(job=job.member.job, lease_bytes=job.lease_bytes))
         for job in self._admitted.values():
             wanted_bytes = job.minimum_bytes
@@ -186,12 +192,16 @@ class Coordinator:
                 break
             jobs.append(job)
             division = larger
-        self._interlocked = division.interlocked
+        before, self._interlocked = self._interlocked, division.interlocked
         for job, portion in zip(jobs, division.portions, strict=False):
             told = job.portion
             job.portion = portion
-            if job.member.job in self._admitted and told != portion:
-                answer.append(_target(portion))
+            if not self._interlocked:  # nobody says when it begins a step
+                job.began_s = None
+                job.periods_s.clear()
+            is_news = told != portion or before != self._interlocked
+            if job.member.job in self._admitted and is_news:
+                answer.append(_target(portion, self._interlocked))
 
     def _division(self, jobs: list[_Job]) -> Division | None:
         return apportion([job.member for job in jobs], self.device_bytes)
@@ -283,9 +293,20 @@ class Coordinator:
         )
 
 
-def _target(portion: Portion) -> Target:
-    return Target(job=portion.job, cap_bytes=portion.cap_bytes, rung=portion.rung)
+def _target(portion: Portion, interlocked: bool) -> Target:
+    return Target(
+        job=portion.job,
+        cap_bytes=portion.cap_bytes,
+        rung=portion.rung,
+        interlocked=interlocked,
+    )
 
 
 def _rung(job: _Job) -> Rung | None:
-    return None if job.portion is None else job.member.profile.rungs[job.portion.rung]
+    """The one that it is on, with the time that its steps were seen to take: predictions are of the
+    work alone. The least of some, since there may be a pause beside any.
+    """
+    if job.portion is None:
+        return None
+    rung = job.member.profile.rungs[job.portion.rung]
+    return rung if len(job.periods_s) < _SEEN else replace(rung, step_s=min(job.periods_s))

@@ -7,9 +7,11 @@ path. Every call answers within a bounded time.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +22,7 @@ from tensile.coordinator.messages import (
     Admitted,
     Begin,
     Beginning,
+    Device,
     Drifted,
     Granted,
     Joined,
@@ -35,23 +38,30 @@ ANSWER_S = 1.0  # a broker answers within microseconds; one that is stopped does
 AGAIN_S = 0.2  # between two looks for a broker
 
 
+_open: weakref.WeakSet[Lease] = weakref.WeakSet()
+
+
 class LeaseRefused(RuntimeError):
     """The device can never hold this job; the message says why."""
 
 
 class Lease:
-    """`lease_bytes` may be held now, `cap_bytes` is what to plan for. Any thread may call."""
+    """`lease_bytes` may be held now, `cap_bytes` is what to plan for. Where steps are interlocked,
+    the one is asked for up to the other within a step. Any thread may call.
+    """
 
     def __init__(self, path: Path, member: Member, *, holds_bytes: int = 0) -> None:
         self.lease_bytes, self.cap_bytes = holds_bytes, member.profile.peak_bytes
+        self.is_interlocked = False
         self._path, self._member = path, member
         self._news = threading.Condition()
         self._socket: socket.socket | None = None
-        self._number = self._returned_at = self._heard = 0
+        self._number = self._returned_at = self._asked = self._heard = 0
         self._after_s = 0.0
         self._admitted = holds_bytes > 0
         self._refusal: str | None = None
         self._closed = False
+        _open.add(self)
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._thread.start()
 
@@ -108,6 +118,11 @@ class Lease:
     def is_connected(self) -> bool:
         return self._socket is not None
 
+    @property
+    def refusal(self) -> str | None:
+        """Why the broker did not take the last change; None where it took all."""
+        return self._refusal
+
     def close(self) -> None:
         """Everything is given back."""
         with self._news:
@@ -140,9 +155,18 @@ class Lease:
         return self._number
 
     def _ask(self, message: Message) -> None:
-        number = self._say(message)
-        if self._socket is not None:
+        answers = self._heard >= self._asked  # else it is not waited for until it does again
+        number = self._asked = self._say(message)
+        if self._socket is not None and answers:
             self._news.wait_for(lambda: self._heard >= number or self._socket is None, ANSWER_S)
+
+    def _forget(self) -> None:
+        """In a forked child, which must not keep its parent's bytes when that dies."""
+        connection, self._socket = self._socket, None
+        self._closed = True
+        self._news = threading.Condition()  # a thread that is not here may have held it
+        if connection is not None:
+            os.close(connection.detach())
 
     # the thread that listens
 
@@ -188,11 +212,14 @@ class Lease:
     def _hear(self, number: int, message: Message) -> None:
         match message:
             case Admitted():
+                if not self._admitted:
+                    self.lease_bytes = message.minimum_bytes
                 self._admitted = True
             case Refused():
                 self._refusal = message.reason
             case Target():
                 self.cap_bytes = message.cap_bytes
+                self.is_interlocked = message.interlocked
             case Granted() if number >= self._returned_at:
                 self.lease_bytes = message.lease_bytes
             case Begin():
@@ -203,10 +230,29 @@ class Lease:
 
 def look(path: Path) -> tuple[Share, ...]:
     """How the jobs of the broker at `path` stand. Raises OSError where none answers."""
+    return tuple(message for message in _seen(path) if isinstance(message, Share))
+
+
+def device(path: Path) -> Device:
+    """What the broker at `path` divides. Raises OSError where none answers."""
+    for message in _seen(path):
+        if isinstance(message, Device):
+            return message
+    raise ConnectionResetError(f"{path}: the broker ended before it answered")
+
+
+def _seen(path: Path) -> tuple[Message, ...]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(ANSWER_S)
         connection.connect(str(path))
         connection.sendall(encode(Look(), 0))
         with connection.makefile("rb") as lines:
-            messages = [decode(line)[1] for line in lines]
-    return tuple(message for message in messages if isinstance(message, Share))
+            return tuple(decode(line)[1] for line in lines)
+
+
+def _in_child() -> None:
+    for lease in tuple(_open):
+        lease._forget()
+
+
+os.register_at_fork(after_in_child=_in_child)

@@ -64,6 +64,14 @@ class Look:
     """Somebody who is no job asks how all jobs stand."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """The first answer to Look; the jobs' shares follow."""
+
+    device_bytes: int
+    free_bytes: int
+
+
 Event = Joined | Left | Wanted | Returned | Drifted | Beginning | Ticked
 
 
@@ -86,12 +94,14 @@ class Refused:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """From its next step on the job plans for `cap_bytes`. Where its lease is more, it returns what
-    is over as soon as it holds no more than that.
+    is over as soon as it holds no more than that. Where steps are `interlocked`, leases rise and
+    fall within them: a job asks for what it is about to need, and returns what it has needed.
     """
 
     job: str
     cap_bytes: int
     rung: int
+    interlocked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

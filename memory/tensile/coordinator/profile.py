@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Self
 
@@ -85,6 +85,29 @@ class Profile:
         )
         return cls(rungs=tuple(rungs))
 
+    def within(self, most_bytes: int) -> Profile:
+        """Of the same job when it holds no more than that; its minimum stays."""
+        if most_bytes >= self.peak_bytes:
+            return self
+        kept = tuple(rung for rung in self.rungs if rung.bytes <= most_bytes) or self.rungs[-1:]
+        if kept[0].bytes < most_bytes:
+            kept = (replace(kept[0], bytes=most_bytes), *kept)
+        return Profile(rungs=kept)
+
+    def times(self, ratio: float) -> Profile:
+        """Of a job that holds so many times what its rungs say; `ratio` is at least 1."""
+        if ratio == 1:
+            return self
+        raised = (
+            Rung(
+                bytes=int(rung.bytes * ratio),
+                step_s=rung.step_s,
+                curve=tuple(int(held * ratio) for held in rung.curve),
+            )
+            for rung in self.rungs
+        )
+        return Profile(rungs=tuple(raised))
+
     def speed(self, rung: int) -> float:
         """Of a step on that rung, over a step with all the memory it wants."""
         return self.rungs[0].step_s / self.rungs[rung].step_s
@@ -100,3 +123,19 @@ class Profile:
 def declared(size_bytes: int) -> Profile:
     """Of a job that says how much it takes and cannot do with less."""
     return Profile(rungs=(Rung.flat(size_bytes),))
+
+
+def together(profiles: Sequence[Profile]) -> Profile:
+    """Of a job whose steps are of several kinds, which all have to fit: nobody knows which comes
+    next, so its curves are flat, and its step takes the mean of theirs.
+    """
+    if len(profiles) == 1:
+        return profiles[0]
+    least_bytes = max(profile.minimum_bytes for profile in profiles)
+    sizes = {rung.bytes for profile in profiles for rung in profile.rungs}
+    rungs = (
+        Rung.flat(size, sum(p.rungs[p.rung_for(size)].step_s for p in profiles) / len(profiles))
+        for size in sorted(sizes, reverse=True)
+        if size >= least_bytes
+    )
+    return Profile(rungs=tuple(rungs))

@@ -18,7 +18,7 @@ from tensile.coordinator.messages import Command, Event
 from tensile.coordinator.profile import Profile
 
 LONGEST_LINE_BYTES = 2**20
-Message = Event | Command | Share | messages.Look
+Message = Event | Command | Share | messages.Look | messages.Device
 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
@@ -31,6 +31,7 @@ _KINDS: dict[str, type[Any]] = {
         messages.Beginning,
         messages.Ticked,
         messages.Look,
+        messages.Device,
         messages.Admitted,
         messages.Refused,
         messages.Target,

@@ -1,0 +1,231 @@
+"""What interlocked steps save and cost: two equal jobs on one device, a thread each.
+
+`plain` are two processes of PyTorch alone, `shared` the same two under a broker whose device is a
+share of the sum of their peaks. Both arms are measured in turn, several times over. Bytes are the
+operating system's, looked at from outside all the time: the peak of the sum while both train, over
+the sum of their peaks in the plain arm. Time is CPU seconds and wall seconds of a step, once the
+first ones are over; bytes that left say whether interlocking was enough. Goal: at most 0.75, at
+most 5 % dearer. Plans are made for a channel of 100 MB/s: with this machine's own, what leaves the
+device is foreseen to cost nothing, and then a static split is chosen.
+
+python benchmarks/interlock.py [--repeats N] [--steps N] [--share S] [--write NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from environment import describe, spread
+
+FIRST = 4  # steps before the clock starts
+LOOK_S, AT_ONCE_S = 0.004, 0.01
+WIDTH, DEPTH, ROWS = 512, 8, 4096
+SLOW = 1e8  # bytes per second
+MB = 10**6
+
+
+def training(depth: int, rows: int) -> tuple[Any, Any, Any, Any]:
+    """Model, optimizer, step and batch: what lasts is about a tenth of the peak."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Dropout(0.1)]
+        layers += [nn.Linear(WIDTH, WIDTH), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Linear(WIDTH, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def step(batch: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        loss = model(batch).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return model, optimizer, step, torch.randn(rows, WIDTH)
+
+
+def train_here(arm: str, steps: int) -> None:
+    """Says `ready` before it has any model, `begun` when the first steps are over, and then what it
+    found; waits for a line before it begins and before it ends.
+    """
+    import torch
+
+    import tensile
+
+    torch.set_num_threads(1)
+    broker = os.environ.pop("TENSILE_BROKER", None)
+    model, optimizer, step, batch = training(2, 128)
+    with tensile.Session(model, optimizer, 0.6) as warm:  # load what the steps load
+        warm.prepare(step, batch)
+        with warm.step():
+            step(batch)
+    del model, optimizer, batch
+    print("ready", flush=True)
+    sys.stdin.readline()
+    model, optimizer, step, batch = training(DEPTH, ROWS)
+    session = None
+    if arm == "shared":
+        os.environ["TENSILE_BROKER"] = str(broker)
+        session = tensile.Session(model, optimizer)
+        slow = replace(tensile.calibrate("cpu"), out_bytes_per_s=SLOW, in_bytes_per_s=SLOW)
+        session.prepare(step, batch, costs=slow)
+    losses = []
+    for number in range(FIRST + steps):
+        if number == FIRST:
+            print("begun", flush=True)
+            begin_s, used_s = time.perf_counter(), time.process_time()
+            moved_bytes = 0 if session is None else session.stats().swapped_out_bytes
+        with nullcontext() if session is None else session.step():
+            losses.append(step(batch))
+    found = {
+        "wall_s": (time.perf_counter() - begin_s) / steps,
+        "cpu_s": (time.process_time() - used_s) / steps,
+        "losses": losses,
+        "moved_bytes": 0,
+    }
+    if session is not None:
+        found["moved_bytes"] = (session.stats().swapped_out_bytes - moved_bytes) / steps
+    print(json.dumps(found), flush=True)
+    sys.stdin.readline()
+
+
+@dataclass
+class Job:
+    process: subprocess.Popen[str]
+    base_bytes: int = 0
+    peak_bytes: int = 0
+    begun: bool = False
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def follow(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line == "begun\n":
+                self.begun = True
+            else:
+                self.found = json.loads(line)
+                return
+
+    def tell(self) -> None:
+        assert self.process.stdin is not None
+        print(file=self.process.stdin, flush=True)
+
+
+def held_bytes(job: Job) -> int:
+    from tensile import resident
+
+    measured = resident.measure(job.process.pid)
+    return 0 if measured is None else measured.total_bytes - job.base_bytes
+
+
+def pair(arm: str, steps: int, socket: Path) -> dict[str, Any]:
+    """Both at once; all figures of that run."""
+    jobs = [Job(_child(arm, steps, socket, name)) for name in ("a", "b")]
+    for job in jobs:
+        assert job.process.stdout is not None
+        assert job.process.stdout.readline() == "ready\n"
+        job.base_bytes = held_bytes(job)
+    followers = [threading.Thread(target=job.follow) for job in jobs]
+    for job, follower in zip(jobs, followers, strict=True):
+        job.tell()
+        follower.start()
+    sum_bytes = 0
+    while not any(job.found for job in jobs):
+        begin_s = time.monotonic()
+        held = [held_bytes(job) for job in jobs]
+        if time.monotonic() - begin_s < AT_ONCE_S and all(job.begun for job in jobs):
+            sum_bytes = max(sum_bytes, sum(held))
+            for job, size_bytes in zip(jobs, held, strict=True):
+                job.peak_bytes = max(job.peak_bytes, size_bytes)
+        time.sleep(LOOK_S)
+    for follower in followers:
+        follower.join()
+    for job in jobs:
+        job.process.communicate("\n")
+    if jobs[0].found["losses"] != jobs[1].found["losses"]:
+        sys.exit("two equal jobs did not find the same")
+    return {
+        "sum_bytes": sum_bytes,
+        "peak_bytes": sum(job.peak_bytes for job in jobs),
+        "losses": jobs[0].found["losses"],
+        **{
+            key: statistics.mean(job.found[key] for job in jobs)
+            for key in ("wall_s", "cpu_s", "moved_bytes")
+        },
+    }
+
+
+def part(shared: dict[str, Any], plain: dict[str, Any]) -> float:
+    """Peak of the sum over the sum of the peaks."""
+    return float(shared["sum_bytes"] / plain["peak_bytes"])
+
+
+def _child(arm: str, steps: int, socket: Path, name: str) -> subprocess.Popen[str]:
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    shared = {"TENSILE_BROKER": str(socket), "TENSILE_JOB": name}
+    return subprocess.Popen(
+        [sys.executable, __file__, "--child", arm, "--steps", str(steps)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **threads, **shared},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--share", type=float, default=0.74, help="of the sum of the peaks")
+    parser.add_argument("--write", type=Path, help="NAME.md")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        train_here(given.child, given.steps)
+        return
+    from tensile.coordinator.broker import Broker
+
+    lines = ["# Interlocked steps", "", describe(), ""]
+    arms: dict[str, list[dict[str, Any]]] = {"plain": [], "shared": []}
+    for _ in range(given.repeats):
+        with tempfile.TemporaryDirectory(prefix="dt-") as folder:
+            socket = Path(folder, "broker.sock")
+            arms["plain"].append(plain := pair("plain", given.steps, socket))
+            with Broker(socket, int(given.share * plain["peak_bytes"])):
+                arms["shared"].append(pair("shared", given.steps, socket))
+    pairs = list(zip(arms["plain"], arms["shared"], strict=True))
+    if any(plain["losses"] != shared["losses"] for plain, shared in pairs):
+        sys.exit("a job that shares its device found other losses than one that does not")
+    ratios = {
+        "peak of the sum / sum of the peaks, plain": [part(p, p) for p, _ in pairs],
+        "peak of the sum / sum of the peaks, shared": [part(s, p) for p, s in pairs],
+        "CPU seconds, shared / plain": [s["cpu_s"] / p["cpu_s"] for p, s in pairs],
+        "wall seconds, shared / plain": [s["wall_s"] / p["wall_s"] for p, s in pairs],
+    }
+    lines += [f"{what}: {spread(values, '')}" for what, values in ratios.items()]
+    lines += [
+        f"left the device: {spread([s['moved_bytes'] / MB for _, s in pairs], 'MB a step')}",
+        "losses: the same in both arms, bit for bit",
+    ]
+    print("\n".join(lines))
+    if given.write:
+        given.write.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

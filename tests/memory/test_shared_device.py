@@ -1,0 +1,347 @@
+"""Sessions on one device: each under what its broker lets it have, whoever comes or goes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.attempts import wait_for
+from helpers.invented_costs import COSTS
+from helpers.shared_device import SharedDevice, alone, shared_device
+from helpers.small_trainings import Training, contents, differences, perceptron, recurrent
+from tensile import LeaseRefused, Membership, PlanError, Session, SessionError, trace
+from tensile.coordinator import Member, Profile, Share, declared, together, traced
+from tensile.coordinator.broker import Broker
+from tensile.coordinator.lease import Lease
+from tensile.coordinator.profile import Rung
+from tensile.membership import from_environment
+
+DEVICE_BYTES = 40 * 2**20
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="dt-") as folder:  # a socket's path has 107 bytes
+        yield Path(folder, "broker.sock")
+
+
+@pytest.fixture
+def broker(place: Path) -> Iterator[Broker]:
+    with Broker(place, DEVICE_BYTES) as broker:
+        yield broker
+
+
+def member_of(training: Training, place: Path, folder: Path, **options: object) -> Session:
+    return Session(
+        training.model,
+        training.optimizer,
+        folder=folder,
+        lease=Membership(path=place, job="mine"),
+        smallest_bytes=0,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def steps(session: Session, training: Training, count: int) -> int | None:
+    """The limit of the last one."""
+    for _ in range(count):
+        batch = training.batches[len(training.losses) % len(training.batches)]
+        with session.step():
+            training.step(batch)
+    return session.stats().budget_bytes
+
+
+def lease_bytes(broker: Broker, job: str = "mine") -> int:
+    return next(share.lease_bytes for share in broker.shares() if share.job == job)
+
+
+# one session, its neighbours, its broker
+
+
+def test_a_session_makes_room_for_a_newcomer_and_grows_when_that_leaves_with_the_same_bits(
+    broker: Broker, place: Path, tmp_path: Path
+) -> None:
+    free = perceptron()
+    for number in range(6):
+        free.step(free.batches[number % 4])
+    expected = contents(free)
+    training = perceptron()
+    training.start()
+    with member_of(training, place, tmp_path) as session:
+        session.prepare(training.step, training.batches[0], costs=COSTS)
+        assert session.forecast is not None
+        natural = steps(session, training, 2)
+        assert natural is not None
+        assert session.forecast.peak_bytes < natural < DEVICE_BYTES
+        newcomer = Member(job="new", profile=declared(DEVICE_BYTES - natural * 2 // 3))
+        with Lease(place, newcomer) as lease:
+            assert not lease.join(0.1)  # nothing is taken from a step that runs, or from none
+            less = steps(session, training, 1)
+            assert lease.join(10)
+            assert less == natural * 2 // 3 == lease_bytes(broker)
+            assert steps(session, training, 1) == less
+        wait_for("its bytes back", lambda: lease_bytes(broker) > less)
+        assert steps(session, training, 2) == natural
+        assert session.stats().replans >= 2
+        found = contents(training)
+    assert differences(found, expected) == []
+    assert broker.shares() == ()
+
+
+def test_a_session_that_knows_no_step_has_the_device_alone_until_one_was_observed(
+    broker: Broker, place: Path, tmp_path: Path
+) -> None:
+    training = perceptron()
+    with member_of(training, place, tmp_path) as session:
+        assert steps(session, training, 1) == DEVICE_BYTES == lease_bytes(broker)
+        with Lease(place, Member(job="new", profile=declared(2**20))) as lease:
+            assert not lease.join(0.1)
+            steps(session, training, 1)
+            wait_for("room", lambda: steps(session, training, 1) and lease.join(0.1))
+            assert lease_bytes(broker) < DEVICE_BYTES
+
+
+def test_bytes_that_the_user_allows_are_all_that_is_asked_for(
+    broker: Broker, place: Path, tmp_path: Path
+) -> None:
+    training = perceptron()
+    with member_of(training, place, tmp_path, budget="4MiB") as session:
+        assert steps(session, training, 1) == 4 * 2**20 == lease_bytes(broker)
+        session.prepare(training.step, training.batches[0], costs=COSTS)
+        assert steps(session, training, 1) == 4 * 2**20
+        session.set_budget("3MiB")
+        assert steps(session, training, 1) == 3 * 2**20 == lease_bytes(broker)
+        lower = session.step_down()
+        assert lower is not None
+        assert steps(session, training, 1) == lower < 3 * 2**20
+        wait_for("the rest to be free", lambda: lease_bytes(broker) == lower)
+        with pytest.raises(PlanError):
+            session.set_budget(1)
+        assert steps(session, training, 1) == lower
+
+
+@pytest.mark.long
+def test_sessions_outlive_their_broker_and_keep_to_what_they_hold(
+    place: Path, tmp_path: Path
+) -> None:
+    training = perceptron()
+    with Broker(place, DEVICE_BYTES):
+        session = member_of(training, place, tmp_path, budget="3MiB")
+        session.prepare(training.step, training.batches[0], costs=COSTS)
+        steps(session, training, 1)
+    with session:
+        session.set_budget("4MiB")
+        assert steps(session, training, 2) == 3 * 2**20
+        with Broker(place, DEVICE_BYTES, resumes=True) as second:
+            wait_for("its return", second.shares)
+            assert lease_bytes(second) >= 3 * 2**20
+            wait_for("more of it", lambda: lease_bytes(second) == 4 * 2**20)
+            assert steps(session, training, 1) == 4 * 2**20
+
+
+def test_where_steps_are_interlocked_a_neighbour_has_the_bytes_between_two_peaks(
+    place: Path, tmp_path: Path
+) -> None:
+    free = recurrent()
+    for number in range(4):
+        free.step(free.batches[number % 4])
+    expected = contents(free)
+    training = recurrent()
+    training.start()
+    step = trace(training.step, training.model, training.optimizer, training.batches[0])
+    other = Member(job="other", profile=traced(step, COSTS))
+    natural = other.profile.peak_bytes
+    leases: list[int] = []
+
+    def note(shares: tuple[Share, ...]) -> None:
+        leases.extend(share.lease_bytes for share in shares if share.job == "mine")
+
+    with (
+        Broker(place, natural * 3 // 2, on_change=note) as broker,
+        Lease(place, other) as neighbour,
+        member_of(training, place, tmp_path) as session,
+    ):
+        assert neighbour.join(10)
+        session.prepare(training.step, training.batches[0], costs=COSTS)
+        neighbour.give_back(0)
+        leases.clear()
+        steps(session, training, 2)
+        at_rest = lease_bytes(broker)
+        assert at_rest < 0.75 * natural < 0.9 * natural < max(leases)
+        assert neighbour.want(natural) == min(natural, natural * 3 // 2 - at_rest)
+        leases.clear()
+        steps(session, training, 2)  # with what is left, it lets more leave
+        assert max(leases) + neighbour.lease_bytes <= natural * 3 // 2
+        found = contents(training)
+    assert differences(found, expected) == []
+
+
+def test_who_waits_says_so_and_holds_nothing_meanwhile(
+    broker: Broker, place: Path, tmp_path: Path
+) -> None:
+    training, said = perceptron(), list[str]()
+    neighbour = Lease(place, Member(job="old", profile=declared(DEVICE_BYTES)))
+    assert neighbour.join(10)
+
+    def leave(sentence: str) -> None:
+        said.append(sentence)
+        neighbour.close()
+
+    lease = Membership(path=place, job="mine", say=leave)
+    with Session(training.model, training.optimizer, folder=tmp_path, lease=lease) as session:
+        session.prepare(training.step, training.batches[0], costs=COSTS)
+        assert steps(session, training, 1) == lease_bytes(broker)
+        assert session.stats().notes[:2] == tuple(said)
+    assert "0 are free, before its first step" in said[0]
+    assert "was let in after" in said[1]
+
+
+def test_who_never_fits_is_told_so_and_trains_no_step(
+    broker: Broker, place: Path, tmp_path: Path
+) -> None:
+    training = perceptron()
+    with Broker(place.with_name("small.sock"), 2**16):
+        with member_of(training, place.with_name("small.sock"), tmp_path) as session:
+            with pytest.raises(LeaseRefused, match="the device has 65536"):
+                session.prepare(training.step, training.batches[0], costs=COSTS)
+            with pytest.raises(LeaseRefused), session.step():
+                training.step(training.batches[0])
+        assert training.losses == []
+
+
+def test_what_the_environment_says_is_read_or_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert from_environment(environment={"TENSILE_JOB": "a"}) is None
+    there = {"TENSILE_BROKER": str(place), "TENSILE_JOB": "a.1"}
+    assert from_environment(environment=there) == Membership(path=place, job="a.1")
+    more = {**there, "TENSILE_WEIGHT": "2.5", "TENSILE_PRIORITY": "-3"}
+    expected = Membership(path=place, job="a.1", weight=2.5, priority=-3)
+    assert from_environment(environment=more) == expected
+    for wrong, sentence in (
+        ({"TENSILE_JOB": ""}, "TENSILE_JOB is not; set it to a name"),
+        ({"TENSILE_WEIGHT": "0"}, "TENSILE_WEIGHT: '0' is no number above 0"),
+        ({"TENSILE_WEIGHT": "much"}, "TENSILE_WEIGHT: 'much' is no number"),
+        ({"TENSILE_PRIORITY": "1.5"}, "TENSILE_PRIORITY: '1.5' is no whole number"),
+    ):
+        with pytest.raises(SessionError, match=sentence):
+            from_environment(environment=there | wrong)
+    monkeypatch.setenv("TENSILE_BROKER", str(place))
+    training = perceptron()
+    with pytest.raises(SessionError, match="TENSILE_JOB is not"):
+        Session(training.model, training.optimizer)
+
+
+def test_a_forked_child_does_not_keep_the_bytes_of_a_parent_that_is_killed(
+    broker: Broker, place: Path
+) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from tensile.coordinator import Member, "
+        "declared; from tensile.coordinator.lease import Lease; "
+        "lease = Lease(Path(sys.argv[1]), Member(job='b', profile=declared(600))); "
+        "joined = lease.join(20); child = os.fork(); "
+        "print(joined, flush=True) if child else None; sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(place)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "True\n"
+        assert lease_bytes(broker, "b") == 600
+        parent.send_signal(signal.SIGKILL)
+        wait_for("its bytes back", lambda: broker.shares() == ())
+
+
+# profiles of one job
+
+
+def profile(*sizes: int) -> Profile:
+    return Profile(rungs=tuple(Rung.flat(size, 1000 / size) for size in sizes))
+
+
+def test_a_profile_within_a_limit_keeps_its_lower_rungs_and_gets_one_at_the_limit() -> None:
+    whole = profile(900, 600, 300)
+    assert [rung.bytes for rung in whole.within(700).rungs] == [700, 600, 300]
+    assert [rung.bytes for rung in whole.within(600).rungs] == [600, 300]
+    assert whole.within(900) == whole.within(10**6) == whole
+    assert [rung.bytes for rung in whole.within(100).rungs] == [300]
+
+
+def test_a_profile_of_several_kinds_of_steps_has_room_for_each() -> None:
+    both = together([profile(900, 300), profile(500, 400)])
+    assert [rung.bytes for rung in both.rungs] == [900, 500, 400]
+    assert both.rungs[0].step_s < both.rungs[-1].step_s
+    assert together([profile(900, 300)]) == profile(900, 300)
+    assert [rung.bytes for rung in both.times(1.5).rungs] == [1350, 750, 600]
+
+
+# real processes, looked at from outside
+
+
+@pytest.mark.long
+def test_one_comes_one_is_killed_and_one_leaves_and_the_others_share_its_bytes(
+    tmp_path: Path,
+) -> None:
+    expected = alone(tmp_path, steps=10)
+    device_bytes = 280 * 10**6
+    with shared_device(tmp_path, device_bytes) as device:
+        assert isinstance(device, SharedDevice)
+        first, second = device.ready("first", "second", steps=10)
+        (third,) = device.ready("third", steps=6)
+        first.go()
+        second.go()
+        wait_for("two steps of each", lambda: len(first.limits) >= 2 and len(second.limits) >= 2)
+        assert sum(device.lease_bytes(name) for name in ("first", "second")) <= device_bytes
+        third.go()
+        wait_for("a step of the third", lambda: third.limits)
+        arrived_s = next(at for at, shares in device.shares if len(shares) == 3)
+        let_in_s = device.time_of(arrived_s, lambda shares: all(s.admitted for s in shares))
+        between = max(
+            sum(arrived_s < at < arrived_s + let_in_s for at in trainee.times_s)
+            for trainee in (first, second)
+        )
+        assert let_in_s < 1 or between <= 1
+        assert all(device.lease_bytes(name) > 0 for name in ("first", "second", "third"))
+        killed_s = time.monotonic()
+        first.process.send_signal(signal.SIGKILL)
+        assert first.finished() == {}
+        wait_for("its bytes with the others", lambda: device.lease_bytes("second") > 95 * 10**6)
+        regained_s = device.time_of(
+            killed_s,
+            lambda shares: sum(share.lease_bytes for share in shares) > 0.99 * device_bytes,
+        )
+        assert regained_s < 1
+        left, stayed = third.finished(), second.finished()
+        assert stayed["losses"] == expected["losses"]
+        assert stayed["digest"] == expected["digest"]
+        assert left["losses"] == expected["losses"][:6]
+        assert min(second.limits) < device_bytes // 3 + 1 < max(second.limits[-2:])
+        assert device.peak_bytes < 1.05 * device_bytes, device.peak
+
+
+@pytest.mark.long
+def test_a_job_that_takes_twice_what_was_foreseen_meets_its_limit_and_its_neighbour_nothing(
+    tmp_path: Path,
+) -> None:
+    expected = alone(tmp_path, steps=8)
+    with shared_device(tmp_path, 380 * 10**6) as device:
+        assert isinstance(device, SharedDevice)
+        (neighbour,) = device.ready("neighbour", steps=8)
+        (wrong,) = device.ready("wrong", steps=8, batch="half")
+        wrong.go()
+        neighbour.go()
+        assert wrong.finished()["losses"] == expected["losses"]
+        assert neighbour.finished()["losses"] == expected["losses"]
+        assert len(set(neighbour.limits)) == 1
+        assert wrong.limits[0] < 0.75 * neighbour.limits[0]
+        assert wrong.said["stats"]["replans"] >= 1
+        assert wrong.limits[-1] > wrong.limits[0]
+        assert device.peak_bytes < 1.05 * 380 * 10**6
