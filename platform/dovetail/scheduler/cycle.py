@@ -8,6 +8,7 @@ from dovetail.scheduler.decisions import Decision, Start, Wait
 from dovetail.scheduler.placement import Books, Obstacle, find
 from dovetail.scheduler.policies import Policy
 from dovetail.scheduler.view import ClusterView, Holding, QueuedJob
+from dovetail.scheduler.words import listed, who
 from dovetail_jobs.lifecycle import Reason
 
 
@@ -46,14 +47,16 @@ def _decide(job: QueuedJob, books: Books, now: datetime) -> Decision:
             node_id=found.node.id,
             device=found.device.name,
             cpus=job.cpus,
+            sharing=job.sharing,
         )
     )
+    how = f"is shared with {listed(map(who, found.beside))}" if found.beside else "is free and fits"
     return Start(
         job_id=job.id,
         node_id=found.node.id,
         node=found.node.name,
         device=found.device.name,
-        reason=f"{found} is free and fits; priority {job.priority}",
+        reason=f"{found} {how}; priority {job.priority}",
     )
 
 
@@ -67,7 +70,7 @@ def _wait_for_cluster(job: QueuedJob) -> Wait:
 
 def _wait_for_release(job: QueuedJob, books: Books) -> Wait:
     names = {node.id: node.name for node in books.nodes}
-    own = [item for item in books.holder.values() if item.job_id == job.id]
+    own = [item for item in books.holdings if item.job_id == job.id]
     held = [f"{item.device} on {names.get(item.node_id, item.node_id)}" for item in own]
     what = " and ".join(held) or "its device"
     return Wait(
