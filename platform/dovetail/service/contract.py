@@ -104,6 +104,9 @@ class MemoryView(_View):
 
     forecast_bytes: int | None = None
     """The peak foreseen before the run."""
+    provenance: Literal["traced", "measured", "declared"] | None = None
+    """How the scheduler knows: from the traced step, from an earlier run of the same configuration
+    that took more than that, or from what the spec declares of a script."""
     peak_bytes: int | None = None
     """The highest use so far, over `base_bytes`."""
     budget_bytes: int | None = None
@@ -262,6 +265,8 @@ class ForecastView(_View):
     """The true peak lies within it, as a rule."""
     by_class: dict[str, int]
     """What lives at the peak."""
+    measured_bytes: int | None = None
+    """The highest peak of earlier jobs of this configuration, if it was above the forecast."""
 
 
 class PlanView(_View):
@@ -279,6 +284,8 @@ class PlanView(_View):
     """What it would run; null for a job that brings no code."""
     forecast: ForecastView | None = None
     """Null for a script, and for a step that cannot be foreseen."""
+    warnings: tuple[str, ...] = ()
+    """What would not stop it, and should be known."""
 
 
 class ServerOptions(_View):
@@ -347,7 +354,9 @@ class DeviceStatus(_View):
     bytes: int
     """What jobs may use of it."""
     job: str | None = None
-    """The id of the job that holds it."""
+    """The id of the job that holds it; of several, the first."""
+    jobs: tuple[str, ...] = ()
+    """The ids of all jobs on it."""
 
 
 class NodeStatus(_View):

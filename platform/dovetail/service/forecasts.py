@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,26 @@ class Forecasts:
         answer = self.kept(spec, code)
         if answer is not None and "profile" in answer:  # an older Dovetail's has none
             return answer
+        measured = {} if answer is None else {"measured_bytes": answer.get("measured_bytes")}
         answer = rehearse(spec, workdir=workdir, profile=True, in_background=in_background)
+        answer |= measured
+        self._keep(spec, code, answer)
+        return answer
+
+    def remember(self, spec: JobSpec, code: str | None, measured_bytes: int) -> None:
+        """A job of this configuration was measured to peak at so much: the highest is kept, as
+        "measured_bytes" of the answer, and forgotten with it.
+        """
+        answer = self.kept(spec, code)
+        if answer is not None and measured_bytes > (answer.get("measured_bytes") or 0):
+            self._keep(spec, code, {**answer, "measured_bytes": measured_bytes})
+
+    def _keep(self, spec: JobSpec, code: str | None, answer: Answer) -> None:
         kept = self._file(spec, code)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}")
+        temporary = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         temporary.write_text(json.dumps(answer))
         temporary.replace(kept)
-        return answer
 
     def kept(self, spec: JobSpec, code: str | None) -> Answer | None:
         """What was found out before; answers at once."""
