@@ -43,7 +43,7 @@ from dovetail.service.elapsed import Elapsed
 from dovetail.service.fences import Fences
 from dovetail.service.foresight import Foresight
 from dovetail.service.journals import Journals
-from dovetail.service.outlooks import Foreseen, Outlooks, warning
+from dovetail.service.outlooks import Foreseen, Outlooks, warnings
 from dovetail.service.server_state import ServerState
 from dovetail.service.tenure import Tenure, boot_clock_s
 from dovetail.store.lease import LeaseLost
@@ -399,8 +399,7 @@ class Daemon:
         self._outlooks.put(found)
         if found.peak_bytes is not None:
             self._store.set_forecast(found.job_id, found.peak_bytes, found.provenance)
-        said = warning(JobSpec.model_validate(self._store.job(found.job_id).spec), found)
-        if said is not None:
+        for said in warnings(JobSpec.model_validate(self._store.job(found.job_id).spec), found):
             self._store.tell(found.job_id, "Warned", said, self._clock())
 
     def _schedule(self, active: list[JobRecord]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dovetail.service.outlooks import Foreseen, foreseen, sharing, warning
+from dovetail.service.outlooks import Foreseen, foreseen, sharing, warnings
 from dovetail_jobs.spec import JobSpec
 from helpers.build import MIB, profile, spec
 from tensile.coordinator import declared
@@ -79,7 +79,7 @@ def test_a_script_shares_what_it_declares_and_nothing_else() -> None:
 def test_a_declared_memory_stands_for_a_forecast_that_cannot_be_had() -> None:
     job = family({"memory": "1MiB"})
     assert sharing(job, UNKNOWN).profile == declared(MIB)
-    assert warning(job, UNKNOWN) is None
+    assert warnings(job, UNKNOWN) == ()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_declared_memory_stands_for_a_forecast_that_cannot_be_had() -> None:
 def test_the_user_is_warned_of_what_will_cost_them(
     job: JobSpec, found: Foreseen, said: str | None
 ) -> None:
-    assert warning(job, found) == said
+    assert warnings(job, found) == (() if said is None else (said,))
 
 
 def test_a_higher_peak_that_was_measured_corrects_every_rung() -> None:
@@ -123,6 +123,9 @@ def test_a_higher_peak_that_was_measured_corrects_every_rung() -> None:
     assert foreseen("a", answer) == KNOWN
     assert foreseen("a", {**answer, "measured_bytes": 150 * MIB}) == KNOWN
     corrected = foreseen("a", {**answer, "measured_bytes": 300 * MIB})
-    assert corrected.provenance == "measured"
+    assert warnings(family(), corrected) == (
+        "a job of this configuration took 300MiB, more than was foreseen; that is what is counted "
+        "with",
+    )
     assert corrected.profile is not None
     assert [rung.bytes for rung in corrected.profile.rungs] == [300 * MIB, 180 * MIB, 75 * MIB]

@@ -120,7 +120,7 @@ def _never(job: QueuedJob, places: list[Place], large_enough: list[Place]) -> Ob
             f"resources.devices: {job.devices} does not fit, an attempt runs on one device; use 1"
         )
     elif not large_enough:
-        message = too_large(job, places)
+        message = _too_large(job, places)
     else:
         widest = max(large_enough, key=lambda place: (place.node.cpus, *_name(place)))
         message = (
@@ -130,8 +130,19 @@ def _never(job: QueuedJob, places: list[Place], large_enough: list[Place]) -> Ob
     return Obstacle(reason=Reason.DOES_NOT_FIT, message=message)
 
 
-def too_large(job: QueuedJob, places: Sequence[Place]) -> str:
-    """Why `job` fits none of these places, of which there is one."""
+def never_fits(job: QueuedJob, nodes: tuple[NodeView, ...]) -> str | None:
+    """Why no device of these nodes can hold the least that a plan of the job keeps; None where one
+    can, where that least is not known, and where there are no devices.
+    """
+    places, profile = list(Books(nodes=nodes).places()), job.sharing.profile
+    if not places or profile is None:
+        return None
+    if any(profile.minimum_bytes <= place.device.bytes for place in places):
+        return None
+    return _too_large(job, places)
+
+
+def _too_large(job: QueuedJob, places: Sequence[Place]) -> str:
     largest = max(places, key=lambda place: (place.device.bytes, *_name(place)))
     has = f"the largest device is {largest} with {format_bytes(largest.device.bytes)}"
     if (job.memory_bytes or 0) > largest.device.bytes:

@@ -265,8 +265,6 @@ class ForecastView(_View):
     """The true peak lies within it, as a rule."""
     by_class: dict[str, int]
     """What lives at the peak."""
-    measured_bytes: int | None = None
-    """The highest peak of earlier jobs of this configuration, if it was above the forecast."""
 
 
 class PlanView(_View):

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dovetail.service.outlooks import foreseen
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.spec import JobSpec
 
@@ -69,8 +70,9 @@ class Forecasts:
 
     def kept(self, spec: JobSpec, code: str | None) -> Answer | None:
         """What was found out before; answers at once."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             answer: Answer = json.loads(self._file(spec, code).read_text())
+            foreseen(spec.name, answer)  # or else it is damaged
             return answer
         return None
 

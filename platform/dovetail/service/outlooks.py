@@ -81,12 +81,24 @@ def sharing(spec: JobSpec, found: Foreseen | None) -> Sharing:
     )
 
 
-def warning(spec: JobSpec, found: Foreseen) -> str | None:
-    """What the user should know: a declared memory below the forecast, or that the job cannot
-    share.
+def warnings(spec: JobSpec, found: Foreseen) -> tuple[str, ...]:
+    """What the user should know: that the job cannot share, that an earlier one took more than was
+    foreseen, that less is reserved than it will want.
     """
+    said = []
     if spec.family is not None and (alone := _alone(spec, found)) is not None:
-        return f"{alone}, so it waits for a device of its own"
+        said.append(f"{alone}, so it waits for a device of its own")
+    if found.provenance == "measured" and found.peak_bytes is not None:
+        said.append(
+            f"a job of this configuration took {format_bytes(found.peak_bytes)}, more than was "
+            "foreseen; that is what is counted with"
+        )
+    if (short := _short(spec, found)) is not None:
+        said.append(short)
+    return tuple(said)
+
+
+def _short(spec: JobSpec, found: Foreseen) -> str | None:
     reserved, peak_bytes = spec.resources.memory, found.peak_bytes
     if not isinstance(reserved, int) or peak_bytes is None or reserved >= peak_bytes:
         return None

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dovetail.scheduler.cycle import schedule
 from dovetail.scheduler.decisions import Start
+from dovetail.scheduler.placement import never_fits
 from dovetail.scheduler.policies import POLICIES
 from dovetail.scheduler.view import DeviceView, Holding
 from dovetail.service import picture
@@ -41,7 +42,7 @@ from dovetail.service.contract import (
 from dovetail.service.elapsed import Elapsed
 from dovetail.service.forecasts import Forecasts
 from dovetail.service.nodes import Nodes
-from dovetail.service.outlooks import Foreseen, Outlooks, foreseen, warning
+from dovetail.service.outlooks import Foreseen, Outlooks, foreseen, warnings
 from dovetail.service.server_state import ServerFacts, ServerState
 from dovetail.service.views import event_view, job_view, metric_view
 from dovetail.settings import Settings
@@ -90,9 +91,19 @@ class Platform:
         self, spec: JobSpec, key: str | None, user: str, code: str | None = None
     ) -> tuple[JobView, bool]:
         spec, _ = self._code.resolve(spec, code)
+        if key is None or not self._store.has(key):
+            self._refuse_too_large(spec, code)
         job, created = self._store.submit(spec.to_json(), user=user, key=key, now=_now(), code=code)
         self._changed()
         return self._view(job), created
+
+    def _refuse_too_large(self, spec: JobSpec, code: str | None) -> None:
+        """As far as it is known without a wait: by a kept forecast, and the devices of now."""
+        if spec.family is None or (answer := self._forecasts.kept(spec, code)) is None:
+            return
+        job = picture.queued_job(_THIS, spec, seq=0, found=foreseen(_THIS, answer))
+        if (cause := never_fits(job, self._state.facts.nodes or ())) is not None:
+            raise UserError(f"job {spec.name}: {cause}")
 
     def plan(self, spec: JobSpec, code: str | None = None) -> PlanView:
         """The scheduler's answer for one more job in the queue as it stands, and its memory."""
@@ -111,7 +122,6 @@ class Platform:
             message = decision.reason
         else:
             reason, message = decision.reason, decision.message
-        said = warning(spec, found)
         return PlanView(
             spec=spec.to_json(),
             placement=place,
@@ -119,7 +129,7 @@ class Platform:
             message=message,
             code=would_run,
             forecast=forecast,
-            warnings=() if said is None else (said,),
+            warnings=warnings(spec, found),
         )
 
     def _foresee(self, spec: JobSpec, code: str | None) -> tuple[ForecastView | None, Foreseen]:
@@ -132,10 +142,7 @@ class Platform:
         except UserError as error:
             log.info("no forecast name=%s: %s", spec.name, error)
             return None, Foreseen(job_id=_THIS, cause=str(error))
-        forecast, found = ForecastView.model_validate(answer["forecast"]), foreseen(_THIS, answer)
-        if found.provenance == "measured":
-            forecast = forecast.model_copy(update={"measured_bytes": found.peak_bytes})
-        return forecast, found
+        return ForecastView.model_validate(answer["forecast"]), foreseen(_THIS, answer)
 
     def code(self, sha256: str) -> CodeView:
         return self._code.find(sha256)

@@ -129,6 +129,11 @@ class Store:
                 clash = error  # another submit took this key or this random id: look again
         raise DovetailError(f"the job could not be stored: {clash.orig}; try again") from clash
 
+    def has(self, key: str) -> bool:
+        """Whether a job was submitted under this key."""
+        with self._read() as session:
+            return bool(session.scalar(select(exists().where(Job.submit_key == key))))
+
     def job(self, ref: str) -> JobRecord:
         """The job of this id, newest of this name, or only one whose id starts so (from 4 letters).
 
