@@ -14,7 +14,7 @@ from dovetail.service.outlooks import Foreseen
 from dovetail.store.records import JobRecord
 from dovetail_jobs.lifecycle import Reason, State
 from dovetail_jobs.spec import JobSpec
-from dovetail_workers.reports import MemoryUsed
+from dovetail_workers.reports import Ended, MemoryUsed
 from dovetail_workers.storage.local import LocalStorage
 from helpers.bench import Bench
 from helpers.build import MIB, profile
@@ -134,6 +134,30 @@ def test_a_new_server_leaves_holders_alone_until_they_are_foreseen_again(tmp_pat
     room.foresee(first)
     assert room.job(second).state is State.STARTING
     assert room.job(first).state is State.RUNNING
+    room.store.close()
+
+
+def test_a_job_that_ran_out_of_memory_gets_a_device_of_its_own(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    jobs = [room.managed(name, share=True) for name in "ab"]
+    room.foresee(*jobs)
+    room.cluster.begin(f"{jobs[0]}.1")
+    cause = "out of memory: a step found none"
+    room.cluster.end(f"{jobs[0]}.1", Ended(outcome="out_of_memory", exit_code=2, message=cause))
+    room.turn()
+    waiting = room.job(jobs[0])
+    assert waiting.attempts[0].reason is Reason.OUT_OF_MEMORY
+    assert waiting.message.startswith(
+        "waits for a device of its own, since it ran out of memory before: cpu:0 on n1 is held by"
+    )
+    (told,) = (e for e in room.store.events(jobs[0]) if e.kind == "MemoryRanOut")
+    assert told.message == (
+        f"attempt 1 ended: {cause}; attempt 2 gets a device of its own and resumes from the newest "
+        "checkpoint"
+    )
+    room.finish(jobs[1])
+    assert room.job(jobs[0]).state is State.STARTING
+    assert f"{jobs[0]}.2" in room.cluster.launched
     room.store.close()
 
 

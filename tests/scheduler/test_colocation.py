@@ -159,6 +159,23 @@ def test_a_job_without_a_forecast_starts_on_a_free_device() -> None:
     assert outcome(view(queued("a", sharing=unknown))) == {"a": "cpu:0"}
 
 
+def test_a_device_is_kept_for_an_earlier_job_that_needs_one_of_its_own() -> None:
+    devices = (DeviceView(name="cpu:0", bytes=2 * GIB), DeviceView(name="cpu:1", bytes=2 * GIB))
+    held = (
+        holding("a", device="cpu:0", sharing=sharing()),
+        holding("b", device="cpu:0", sharing=sharing()),
+        holding("c", device="cpu:1", sharing=sharing()),
+    )
+    whole, newcomer = queued("whole", seq=1), queued("new", seq=2, sharing=sharing())
+    nodes = (node(devices=devices, cpus=8.0),)
+    assert outcome(view(newcomer, nodes=nodes, holdings=held)) == {"new": "cpu:1"}
+    assert outcome(view(whole, newcomer, nodes=nodes, holdings=held))["new"] == "cpu:0"
+    one = (node(devices=devices[1:], cpus=8.0),)
+    assert outcome(view(whole, newcomer, nodes=one, holdings=held[2:]))["new"] == (
+        "waits for a device: cpu:1 on n1 is kept for whole, which needs a device of its own"
+    )
+
+
 def test_cpus_bound_those_who_share_too() -> None:
     picture = view(
         queued("new", cpus=2.0, sharing=sharing()),

@@ -3,8 +3,8 @@ dovetail_workers.rehearsal < REQUEST`.
 
 The request is one JSON object, `{"spec": …, "workdir": …, "budget": …, "picture": …, "steps": …,
 "profile": …, "parent": …}`; the answer is one too, `{"forecast": …, "profile": …, "plan": …,
-"notes": […]}` or `{"refused": "a sentence"}`. It is a process of its own, so that neither the command line nor the server imports
-torch, and ends with its parent, a process id.
+"notes": […]}` or `{"refused": "a sentence"}`. It is a process of its own, so that neither the
+command line nor the server imports torch, and ends with its parent, a process id.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ def schedule(view: ClusterView, policy: Policy, now: datetime) -> list[Decision]
     """Start or Wait for each queued job, in the policy's order; pure, so equal inputs decide alike.
 
     A later job may start while an earlier one does not fit. Among jobs of one cpu nobody starves by
-    that: any device that becomes free goes to the first job in order that its memory suits. A job
+    that: any device that becomes free goes to the first job in order that its memory suits, and
+    where an earlier one needs a device of its own, one is kept from those who would join it. A job
     that asks for many cpus, or for the largest device, can be overtaken for as long as smaller jobs
     keep arriving; a higher priority does not reserve anything for it.
     """
@@ -38,6 +39,9 @@ def _decide(job: QueuedJob, books: Books, now: datetime) -> Decision:
         )
     found = find(job, books)
     if isinstance(found, Obstacle):
+        alone = job.sharing.share is False or job.sharing.profile is None
+        if found.reason is Reason.WAITING_FOR_DEVICE and alone:
+            books.keep(job)
         return Wait(job_id=job.id, reason=found.reason, message=found.message)
     books.hold(
         Holding(

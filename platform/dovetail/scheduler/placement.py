@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from dovetail.scheduler.colocation import Fit, join
+from dovetail.scheduler.colocation import Fit, Misfit, join
 from dovetail.scheduler.view import DeviceView, Holding, NodeView, QueuedJob
 from dovetail.scheduler.words import listed, who
 from dovetail_jobs.lifecycle import Reason
@@ -45,11 +45,27 @@ class Books:
 
     nodes: tuple[NodeView, ...]
     holdings: list[Holding] = field(default_factory=list)
+    kept_for: dict[tuple[str, str], str] = field(default_factory=dict)
     held_cpus: dict[str, float] = field(default_factory=dict)
 
     def hold(self, holding: Holding) -> None:
         self.holdings.append(holding)
         self.held_cpus[holding.node_id] = self.held_cpus.get(holding.node_id, 0) + holding.cpus
+
+    def keep(self, job: QueuedJob) -> None:
+        """Let nobody else join the device that becomes free first, so that a job that needs one of
+        its own is not overtaken for ever: that with the fewest holders.
+        """
+        open_ = [
+            place
+            for place in self.places()
+            if _least_bytes(job) <= place.device.bytes
+            and _enough(job, place.node.cpus)
+            and (place.node.id, place.device.name) not in self.kept_for
+        ]
+        if open_:
+            best = min(open_, key=lambda place: (len(place.beside), *_name(place)))
+            self.kept_for[best.node.id, best.device.name] = job.id
 
     def free_cpus(self, node: NodeView) -> float:
         return node.cpus - self.held_cpus.get(node.id, 0.0)
@@ -86,6 +102,9 @@ def find(job: QueuedJob, books: Books) -> Place | Obstacle:
     causes: list[str] = []
     for place in (place for place in suited if place.beside):
         found = join(job, place.beside, place.node, place.device)
+        waits = books.kept_for.get((place.node.id, place.device.name))
+        if waits is not None and isinstance(found, Fit):
+            found = Misfit(cause=f"is kept for {waits}, which needs a device of its own")
         if isinstance(found, Fit):
             joined.append((found.slowdown, place))
         else:

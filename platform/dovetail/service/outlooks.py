@@ -70,12 +70,17 @@ class Outlooks:
             self._known = {key: found for key, found in self._known.items() if key in job_ids}
 
 
-def sharing(spec: JobSpec, found: Foreseen | None) -> Sharing:
-    """What the scheduler is told of a job; None is found while it is asked for."""
+def sharing(spec: JobSpec, found: Foreseen | None, shortages: int = 0) -> Sharing:
+    """What the scheduler is told of a job; None is found while it is asked for. After as many
+    `shortages`, ends for want of memory, it has no more neighbours.
+    """
+    share, alone = spec.resources.share if spec.shares else False, _alone(spec, found)
+    if shortages and spec.shares:
+        share, alone = False, "it ran out of memory before"
     return Sharing(
-        share=spec.resources.share if spec.shares else False,
+        share=share,
         profile=_profile(spec, found),
-        alone=_alone(spec, found),
+        alone=alone,
         min_speed=spec.resources.min_speed,
         priority=spec.priority,
     )

@@ -43,7 +43,7 @@ def holdings(active: Sequence[JobRecord], outlooks: Outlooks | None = None) -> t
     def known(job: JobRecord) -> Sharing:
         if outlooks is None:
             return Sharing()
-        return sharing(JobSpec.model_validate(job.spec), outlooks.of(job.id))
+        return _sharing(job, outlooks)
 
     return tuple(
         Holding(
@@ -81,8 +81,17 @@ def pause_s(losses: int) -> float:
 
 def _waiting(job: JobRecord, now: datetime, elapsed: Elapsed, outlooks: Outlooks) -> QueuedJob:
     asked = queued_job(job.id, JobSpec.model_validate(job.spec), job.seq, outlooks.of(job.id))
-    after = _after(job, now, elapsed)
-    return replace(asked, waits_for_release=bool(job.unreleased), after=after)
+    return replace(
+        asked,
+        waits_for_release=bool(job.unreleased),
+        after=_after(job, now, elapsed),
+        sharing=_sharing(job, outlooks),
+    )
+
+
+def _sharing(job: JobRecord, outlooks: Outlooks) -> Sharing:
+    shortages = sum(attempt.reason is Reason.OUT_OF_MEMORY for attempt in job.attempts)
+    return sharing(JobSpec.model_validate(job.spec), outlooks.of(job.id), shortages)
 
 
 def _after(job: JobRecord, now: datetime, elapsed: Elapsed) -> datetime | None:
