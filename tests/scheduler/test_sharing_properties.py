@@ -21,21 +21,21 @@ def profiles(draw: st.DrawFn) -> Profile:
     """One to three rungs; the bytes rise and fall over a step."""
     rungs: list[Rung] = []
     size, step_s = draw(st.integers(200, 1200)) * MIB, draw(st.floats(0.5, 2.0))
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.sampled_from([1, 2, 3, 3]))):
         low = int(size * draw(st.sampled_from([0.2, 0.6, 1.0])))
         high = draw(st.integers(1, SAMPLES))
         curve = (size,) * high + (low,) * (SAMPLES - high)
         rungs.append(Rung(bytes=size, step_s=step_s, curve=curve))
-        size = int(size * draw(st.floats(0.3, 0.9)))
-        step_s *= draw(st.floats(1.0, 2.5))
+        size = int(size * draw(st.sampled_from([0.3, 0.5, 0.8])))
+        step_s *= draw(st.sampled_from([1.0, 1.2, 2.0]))
     return Profile(rungs=tuple(rungs))
 
 
 @st.composite
 def sharings(draw: st.DrawFn) -> Sharing:
     return Sharing(
-        share=draw(st.sampled_from([True, True, "auto", False])),
-        profile=draw(st.one_of(st.none(), profiles(), profiles(), profiles())),
+        share=draw(st.sampled_from([True, True, True, True, "auto", "auto", False])),
+        profile=None if draw(st.integers(0, 9)) == 9 else draw(profiles()),
         min_speed=draw(st.sampled_from([0.2, 0.5, 0.9, 1.0])),
         priority=draw(st.sampled_from([0, 50])),
         busy=draw(st.sampled_from([0.2, 0.5, 1.0])),
@@ -44,8 +44,7 @@ def sharings(draw: st.DrawFn) -> Sharing:
 
 DEVICES = (
     DeviceView(name="cuda:0", bytes=1000 * MIB),
-    DeviceView(name="cuda:1", bytes=1600 * MIB),
-    DeviceView(name="cpu:0", bytes=1200 * MIB),
+    DeviceView(name="cpu:0", bytes=1600 * MIB),
 )
 NODE = node(devices=DEVICES, cpus=6.0)
 
@@ -79,7 +78,7 @@ def check(held: list[Holding]) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.lists(sharings(), max_size=3), min_size=1, max_size=4), st.data())
+@given(st.lists(st.lists(sharings(), min_size=1, max_size=4), min_size=1, max_size=4), st.data())
 def test_no_device_is_promised_twice_and_nobody_is_too_slow(
     arrivals: list[list[Sharing]], data: st.DataObject
 ) -> None:
@@ -89,7 +88,8 @@ def test_no_device_is_promised_twice_and_nobody_is_too_slow(
     for cycle in arrivals:
         for sharing in cycle:
             count += 1
-            waiting.append(queued(f"job{count}", seq=count, sharing=sharing))
+            name = f"{data.draw(st.sampled_from('abc'))}{count}"
+            waiting.append(queued(name, seq=count, sharing=sharing))
         picture = view(*waiting, nodes=(NODE,), holdings=tuple(held))
         decisions = schedule(picture, POLICIES["priority"], at())
         begun = {item.job_id: item for item in decisions if isinstance(item, Start)}
