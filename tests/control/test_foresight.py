@@ -19,9 +19,12 @@ from dovetail.service.forecasts import Forecasts
 from dovetail.service.foresight import Foresight
 from dovetail.service.outlooks import Foreseen
 from dovetail_jobs.errors import UserError
+from dovetail_jobs.load import load_file
 from dovetail_jobs.spec import JobSpec
 from helpers.bench import NOON, Bench
 from helpers.build import profile
+from helpers.installation import EXAMPLE
+from tensile.coordinator import Profile
 
 
 class Scripted(Forecasts):
@@ -93,6 +96,21 @@ def test_what_was_kept_is_answered_again_and_corrected_by_what_was_measured(benc
     following = bench.job(family_job(bench, "b"))
     Foresight(forecasts, CodeShelf(bench.storage, 1), heard.put).ask(following)
     assert heard.get(timeout=10) == replace(corrected, job_id=following.id)
+
+
+@pytest.mark.long
+def test_an_answer_of_an_older_dovetail_is_found_out_again_with_a_profile(tmp_path: Path) -> None:
+    forecasts = Kept(tmp_path / "forecasts")
+    spec = load_file(EXAMPLE, ["memory.policy=tensile"])
+    older = {"forecast": {"peak_bytes": 1}, "measured_bytes": 2**40}
+    forecasts.keep(spec, older)
+    answer = forecasts.of(spec)
+    assert answer["measured_bytes"] == 2**40
+    assert forecasts.kept(spec, None) == answer
+    ladder = Profile.from_json(answer["profile"])
+    forecast = answer["forecast"]
+    assert ladder.minimum_bytes < forecast["peak_bytes"] <= ladder.peak_bytes
+    assert 0.1 < ladder.speed(len(ladder.rungs) - 1) < 1
 
 
 def test_the_daemon_keeps_what_was_foreseen_and_what_the_worker_said_stays(bench: Bench) -> None:
