@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,9 +120,10 @@ def test_the_user_is_warned_of_what_will_cost_them(
 
 
 def test_a_higher_peak_that_was_measured_corrects_every_rung() -> None:
-    answer = {"forecast": {"peak_bytes": 200 * MIB}, "profile": LADDER.to_json()}
-    assert foreseen("a", answer) == KNOWN
-    assert foreseen("a", {**answer, "measured_bytes": 150 * MIB}) == KNOWN
+    answer = {"forecast": {"peak_bytes": 190 * MIB}, "profile": LADDER.to_json()}
+    as_traced = replace(KNOWN, peak_bytes=190 * MIB)
+    assert foreseen("a", answer) == as_traced
+    assert foreseen("a", {**answer, "measured_bytes": 200 * MIB}) == as_traced
     corrected = foreseen("a", {**answer, "measured_bytes": 300 * MIB})
     assert warnings(family(), corrected) == (
         "a job of this configuration took 300MiB, more than was foreseen; that is what is counted "

@@ -33,19 +33,21 @@ class Foreseen:
 
 
 def foreseen(job_id: str, answer: dict[str, Any]) -> Foreseen:
-    """From a kept forecast; a peak that was measured since and is higher corrects all of it.
+    """From a kept forecast. A peak that was measured since corrects all of it, if it is higher than
+    the profile's: that has room for what a process takes beside its tensors.
 
     Raises KeyError, TypeError or ValueError for an answer that is none.
     """
     peak_bytes = answer["forecast"]["peak_bytes"]
     measured_bytes = answer.get("measured_bytes") or 0
     profile = Profile.from_json(answer["profile"]) if "profile" in answer else None
-    if measured_bytes <= peak_bytes:
+    expected_bytes = peak_bytes if profile is None else profile.peak_bytes
+    if measured_bytes <= expected_bytes:
         return Foreseen(job_id=job_id, peak_bytes=peak_bytes, profile=profile)
     return Foreseen(
         job_id=job_id,
         peak_bytes=measured_bytes,
-        profile=None if profile is None else scaled(profile, measured_bytes / peak_bytes),
+        profile=None if profile is None else scaled(profile, measured_bytes / expected_bytes),
         provenance="measured",
     )
 
