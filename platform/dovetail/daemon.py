@@ -12,7 +12,6 @@ database does not answer it waits: news are kept until they are written.
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
@@ -385,15 +384,8 @@ class Daemon:
                 self._happened(job.id, lifecycle.TimeLimitReached(limit_s=limit_s))
 
     def _foresee(self, active: list[JobRecord]) -> None:
-        if self._foresight is None:
-            return
-        for job in active:
-            shared = job.spec["memory"]["policy"] == "tensile" and not self._outlooks.of(job.id)
-            if job.memory.forecast_bytes is None or shared:
-                self._foresight.ask(job)
-            over = job.newest_attempt is not None and job.newest_attempt.ended_at is not None
-            if over and (job.memory.peak_bytes or 0) > (job.memory.forecast_bytes or math.inf):
-                self._foresight.learn(job, job.memory.peak_bytes or 0)
+        if self._foresight is not None:
+            self._foresight.consider(active, self._outlooks)
 
     def _foreseen(self, found: Foreseen) -> None:
         self._outlooks.put(found)

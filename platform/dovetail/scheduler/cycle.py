@@ -74,7 +74,7 @@ def _wait_for_cluster(job: QueuedJob) -> Wait:
 
 def _wait_for_release(job: QueuedJob, books: Books) -> Wait:
     names = {node.id: node.name for node in books.nodes}
-    own = [item for item in books.holdings if item.job_id == job.id]
+    own = [item for item in books.holdings() if item.job_id == job.id]
     held = [f"{item.device} on {names.get(item.node_id, item.node_id)}" for item in own]
     what = " and ".join(held) or "its device"
     return Wait(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from dovetail.scheduler.colocation import Fit, Misfit, join
 from dovetail.scheduler.view import DeviceView, Holding, NodeView, QueuedJob
@@ -44,13 +45,16 @@ class Books:
     """What is held, by (node id, device) and by node. An attempt on an unknown node is kept too."""
 
     nodes: tuple[NodeView, ...]
-    holdings: list[Holding] = field(default_factory=list)
+    holders: dict[tuple[str, str], list[Holding]] = field(default_factory=dict)
     kept_for: dict[tuple[str, str], str] = field(default_factory=dict)
     held_cpus: dict[str, float] = field(default_factory=dict)
 
     def hold(self, holding: Holding) -> None:
-        self.holdings.append(holding)
+        self.holders.setdefault((holding.node_id, holding.device), []).append(holding)
         self.held_cpus[holding.node_id] = self.held_cpus.get(holding.node_id, 0) + holding.cpus
+
+    def holdings(self) -> Iterator[Holding]:
+        return chain.from_iterable(self.holders.values())
 
     def keep(self, job: QueuedJob) -> None:
         """Let nobody else join the device that becomes free first, so that a job that needs one of
@@ -71,13 +75,10 @@ class Books:
         return node.cpus - self.held_cpus.get(node.id, 0.0)
 
     def places(self) -> Iterator[Place]:
-        beside: dict[tuple[str, str], list[Holding]] = {}
-        for holding in self.holdings:
-            beside.setdefault((holding.node_id, holding.device), []).append(holding)
         for node in self.nodes:
             for device in node.devices:
-                there = tuple(beside.get((node.id, device.name), ()))
-                yield Place(node=node, device=device, beside=there)
+                beside = self.holders.get((node.id, device.name), ())
+                yield Place(node=node, device=device, beside=tuple(beside))
 
 
 def find(job: QueuedJob, books: Books) -> Place | Obstacle:
@@ -185,7 +186,7 @@ def _waits_for_cpus(job: QueuedJob, fitting: list[Place], books: Books) -> str:
     node = max(
         (place.node for place in fitting), key=lambda node: (books.free_cpus(node), node.name)
     )
-    holders = [item for item in books.holdings if item.node_id == node.id]
+    holders = [item for item in books.holdings() if item.node_id == node.id]
     told = listed(f"{who(item)} holds {item.cpus:g}" for item in holders)
     free = max(books.free_cpus(node), 0.0)
     return f"waits for {job.cpus:g} cpus: {node.name} has {free:g} of {node.cpus:g} free, {told}"

@@ -7,11 +7,11 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dovetail.service.code import CodeShelf
 from dovetail.service.forecasts import Forecasts
-from dovetail.service.outlooks import Foreseen, foreseen
+from dovetail.service.outlooks import Foreseen, Outlooks, foreseen
 from dovetail.store.records import JobRecord
 from dovetail_jobs.errors import DovetailError
 from dovetail_jobs.spec import JobSpec
@@ -36,14 +36,25 @@ class Foresight:
         self._jobs: queue.SimpleQueue[tuple[JobRecord, int | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="foresight", daemon=True)
 
+    def consider(self, active: Sequence[JobRecord], outlooks: Outlooks) -> None:
+        """Ask what is not known of these jobs, and learn from what they took. Only the daemon's
+        thread calls this.
+        """
+        for job in active:
+            known, newest = job.memory, job.newest_attempt
+            managed = job.spec["memory"]["policy"] == "tensile" and not job.state.terminal
+            if known.forecast_bytes is None or (managed and outlooks.of(job.id) is None):
+                self.ask(job)
+            if newest is None or newest.ended_at is None or known.peak_bytes is None:
+                continue
+            if known.forecast_bytes is not None and known.peak_bytes > known.forecast_bytes:
+                self.learn(job, known.peak_bytes)
+
     def ask(self, job: JobRecord) -> None:
-        """Only the daemon's thread calls this."""
         self._put(job.id, job, None)
 
     def learn(self, job: JobRecord, peak_bytes: int) -> None:
-        """An attempt is over that was measured to take so much. Only the daemon's thread calls
-        this.
-        """
+        """An attempt is over that was measured to take so much."""
         self._put(f"{job.id}.{len(job.attempts)}", job, peak_bytes)
 
     def _put(self, mark: str, job: JobRecord, measured_bytes: int | None) -> None:
