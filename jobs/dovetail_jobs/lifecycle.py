@@ -16,6 +16,7 @@ from dovetail_jobs.errors import DovetailError
 from dovetail_jobs.units import format_seconds
 
 STORY_LENGTH: Final = 20  # events that an illegal transition prints
+MEMORY_TRIES: Final = 3  # after as many ends for want of memory; retry.max does not count them
 
 
 class State(StrEnum):
@@ -55,6 +56,7 @@ class Reason(StrEnum):
     REFUSED = "REFUSED"  # the program refused what the user wrote
     WORKER_LOST = "WORKER_LOST"  # the worker, its node or Ray is gone
     LAUNCH_FAILED = "LAUNCH_FAILED"  # the worker could not be made
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"  # memory failed, also on the lowest rung that could be tried
     RETRIES_EXHAUSTED = "RETRIES_EXHAUSTED"  # lost more often than retry.max allows
     CANCELLED_BY_USER = "CANCELLED_BY_USER"
     TIME_LIMIT = "TIME_LIMIT"  # max_duration is over
@@ -99,6 +101,14 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRanOut:
+    """The attempt ended for want of memory; the next one gets more room."""
+
+    attempt: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchFailed:
     attempt: int
     cause: str
@@ -123,7 +133,7 @@ class AttemptReleased:
 
 Event = (
     Placed | AttemptStarted | AttemptSucceeded | ProgramFailed | WorkerLost | LaunchFailed
-    | CancelRequested | TimeLimitReached | AttemptReleased
+    | MemoryRanOut | CancelRequested | TimeLimitReached | AttemptReleased
 )  # fmt: skip
 
 
@@ -132,7 +142,7 @@ class JobFacts:
     """What a transition looks at. `attempt` is the newest attempt's number, 0 before the first.
 
     `losses` counts the attempts that ended as WORKER_LOST or LAUNCH_FAILED, `failures` those that
-    ended as PROGRAM_FAILED.
+    ended as PROGRAM_FAILED, `shortages` those that ended as OUT_OF_MEMORY.
     """
 
     job_id: str
@@ -143,6 +153,7 @@ class JobFacts:
     failures: int
     retry_max: int
     retry_on_failure: bool
+    shortages: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +272,19 @@ def _lost(facts: JobFacts, event: WorkerLost | LaunchFailed) -> Change:
     )
 
 
+def _out_of_memory(facts: JobFacts, event: MemoryRanOut) -> Change:
+    again = facts.shortages < MEMORY_TRIES
+    following = f"attempt {facts.attempt + 1} gets a device of its own and resumes from the newest "
+    rest = f"{following}checkpoint" if again else f"it had {MEMORY_TRIES} more tries for that"
+    return Change(
+        state=State.QUEUED if again else State.FAILED,
+        reason=Reason.OUT_OF_MEMORY,
+        message=f"attempt {event.attempt} ended: {event.cause}; {rest}",
+        attempt_state=State.FAILED,
+        attempt_reason=Reason.OUT_OF_MEMORY,
+    )
+
+
 def _cancelled(facts: JobFacts, event: CancelRequested) -> Change:
     return Change(
         state=State.CANCELLED,
@@ -303,7 +327,9 @@ def _stopped(facts: JobFacts, event: AttemptReleased) -> Change:
     )
 
 
-def _stops_anyway(facts: JobFacts, event: ProgramFailed | WorkerLost | LaunchFailed) -> Change:
+def _stops_anyway(
+    facts: JobFacts, event: ProgramFailed | WorkerLost | LaunchFailed | MemoryRanOut
+) -> Change:
     """However it ended: the stop is the cause, and only the release ends the job."""
     state = State.FAILED if facts.reason is Reason.TIME_LIMIT else State.CANCELLED
     return Change(
@@ -346,12 +372,14 @@ TABLE: Final[dict[tuple[State, type[Event]], Rule]] = {
     (State.STARTING, ProgramFailed): _failed,
     (State.STARTING, WorkerLost): _lost,
     (State.STARTING, LaunchFailed): _lost,
+    (State.STARTING, MemoryRanOut): _out_of_memory,
     (State.STARTING, CancelRequested): _stop,
     (State.STARTING, AttemptReleased): _RELEASED,
     (State.RUNNING, AttemptSucceeded): _succeeded,
     (State.RUNNING, ProgramFailed): _failed,
     (State.RUNNING, WorkerLost): _lost,
     (State.RUNNING, LaunchFailed): _lost,
+    (State.RUNNING, MemoryRanOut): _out_of_memory,
     (State.RUNNING, CancelRequested): _stop,
     (State.RUNNING, TimeLimitReached): _out_of_time,
     (State.RUNNING, AttemptReleased): _RELEASED,
@@ -363,6 +391,7 @@ TABLE: Final[dict[tuple[State, type[Event]], Rule]] = {
     (State.STOPPING, ProgramFailed): _stops_anyway,
     (State.STOPPING, WorkerLost): _stops_anyway,
     (State.STOPPING, LaunchFailed): _stops_anyway,
+    (State.STOPPING, MemoryRanOut): _stops_anyway,
     (State.STOPPING, CancelRequested): _stays("{event.by} asked again to cancel; it is stopping"),
     # The limit may be noticed while a user's cancel is under way; the first stop is the cause.
     (State.STOPPING, TimeLimitReached): _stays("max_duration is over too; it is stopping"),

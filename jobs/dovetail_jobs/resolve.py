@@ -29,11 +29,6 @@ NOT_YET: tuple[tuple[str, Callable[[JobSpec], bool], str], ...] = (
         lambda spec: spec.resources.devices > 1,
         "more than one device is not yet here; use 1 or remove it",
     ),
-    (
-        "resources.share",
-        lambda spec: spec.resources.share is True,
-        "sharing a device is not yet here; remove it",
-    ),
     *((f"env.{name}", lambda spec, name=name: name in spec.env, _PYTHON) for name in _PYTHON_NAMES),
 )
 

@@ -135,13 +135,20 @@ class Train(_Model):
         return self
 
 
+Share = Literal["auto"] | bool
+
+
 class Resources(_Model):
-    """`cpus` is per rank: it books Ray's logical cpus and fixes the rank's thread count."""
+    """`cpus` is per rank: it books Ray's logical cpus and fixes the rank's thread count. `memory`
+    is what admission reserves, and no more is used. `min_speed` is the least that neighbours may
+    leave of the job's speed, by what memory costs it: stalls and recomputation, not computing.
+    """
 
     devices: Positive = 1
     cpus: Annotated[float, Field(gt=0)] = 1.0
     memory: Literal["auto"] | Bytes = "auto"
-    share: Literal["auto"] | bool = "auto"
+    share: Share = "auto"
+    min_speed: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
 class Memory(_Model):
@@ -215,6 +222,27 @@ class JobSpec(_Model):
                 "params", "belongs to a family; give a script its options in its command"
             )
         return self
+
+    @model_validator(mode="after")
+    def _sharing(self) -> Self:
+        if self.resources.share is not True or self.shares:
+            return self
+        if self.script is not None:
+            rule = "needs resources.memory for a script; say how much it takes, or use auto"
+        else:
+            rule = "needs memory.policy: tensile, which keeps a job to its part; add it or use auto"
+        raise _refused("resources.share", rule)
+
+    @property
+    def shares(self) -> bool:
+        """Whether other jobs may come onto its device: it keeps to a part of the memory, by tensile
+        or by its own declaration, and does not ask for a device of its own.
+        """
+        if self.resources.share is False:
+            return False
+        if self.script is not None:
+            return isinstance(self.resources.memory, int) and self.resources.memory > 0
+        return self.memory.policy == "tensile"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, every default filled in; `JobSpec.model_validate` reads it back."""

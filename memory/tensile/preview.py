@@ -9,7 +9,9 @@ from typing import Any
 from tensile.actions import Swap
 from tensile.budget import Budget, budget_bytes
 from tensile.calibration import calibrate
+from tensile.coordinator.traced import traced
 from tensile.forecasting import forecast
+from tensile.lower_tier import TierError
 from tensile.planner import plan
 from tensile.sequence import Trace
 
@@ -21,10 +23,12 @@ def preview(
     device: str = "cpu",
     *,
     trial: Callable[[int], dict[str, Any]] | None = None,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """`{"forecast", "operators", "notes"}`; with a budget `"plan"` too, with a picture
     `"pictures"`, the paths that were written, and with a trial `"measured"`, what it says for the
-    budget in bytes.
+    budget in bytes. Where `profile` is asked for, `"profile"` is what a device is asked for that is
+    shared, as `Profile.from_json` reads it; a lower tier that refuses leaves a note in its stead.
 
     A budget may also be a percentage of the forecast peak, as text. Raises BudgetError and
     PlanError.
@@ -40,6 +44,11 @@ def preview(
         "operators": len(trace.operators),
         "notes": list(trace.notes),
     }
+    if profile:
+        try:
+            answer["profile"] = traced(trace, calibrate(device)).to_json()
+        except TierError as error:
+            answer["notes"].append(f"no profile: {error}")
     limit_bytes = budget_bytes(_share(budget), foreseen.peak_bytes)
     if limit_bytes is None:
         return answer

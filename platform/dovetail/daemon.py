@@ -40,8 +40,9 @@ from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
 from dovetail.service.elapsed import Elapsed
 from dovetail.service.fences import Fences
-from dovetail.service.foresight import Foreseen, Foresight
+from dovetail.service.foresight import Foresight
 from dovetail.service.journals import Journals
+from dovetail.service.outlooks import Foreseen, Outlooks, warnings
 from dovetail.service.server_state import ServerState
 from dovetail.service.tenure import Tenure, boot_clock_s
 from dovetail.store.lease import LeaseLost
@@ -50,6 +51,7 @@ from dovetail.store.store import Store
 from dovetail_jobs import lifecycle
 from dovetail_jobs.errors import DatabaseLost, DovetailError
 from dovetail_jobs.lifecycle import Reason, State
+from dovetail_jobs.spec import JobSpec
 from dovetail_workers import fence, keys
 from dovetail_workers.launch import Launch, parse_attempt_id
 from dovetail_workers.storage.protocol import Storage, StorageError
@@ -97,12 +99,13 @@ class Daemon:
         holder: str,
         server: ServerState | None = None,
         foresight: Callable[[Callable[[Foreseen], None]], Foresight] | None = None,
+        outlooks: Outlooks | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = boot_clock_s,
     ) -> None:
         self._store, self._storage, self._storage_uri = store, storage, storage_uri
         self._state, self._changes, self._policy = state, changes, policy
-        self._server = server or ServerState()
+        self._server, self._outlooks = server or ServerState(), outlooks or Outlooks()
         self._clock, self._monotonic = clock, monotonic
         self._elapsed = Elapsed(monotonic)
         self._journals = Journals(storage, changes, clock)
@@ -175,7 +178,9 @@ class Daemon:
                 met = self._absorb_all()
                 self._read_journals()
                 active = self._store.active()
-                self._elapsed.forget_all_but({job.id for job in active})
+                ids = {job.id for job in active}
+                self._elapsed.forget_all_but(ids)
+                self._outlooks.forget_all_but(ids)
                 self._limit_time(active)
                 if met:
                     self._foresee(active)
@@ -306,7 +311,7 @@ class Daemon:
             case Released():
                 self._released(message)
             case Foreseen():
-                self._store.set_forecast(message.job_id, message.peak_bytes)
+                self._foreseen(message)
             case _:
                 return
         self._changes.bump()
@@ -380,13 +385,20 @@ class Daemon:
 
     def _foresee(self, active: list[JobRecord]) -> None:
         if self._foresight is not None:
-            for job in active:
-                if job.memory.forecast_bytes is None:
-                    self._foresight.ask(job)
+            self._foresight.consider(active, self._outlooks)
+
+    def _foreseen(self, found: Foreseen) -> None:
+        self._outlooks.put(found)
+        if found.peak_bytes is not None:
+            self._store.set_forecast(found.job_id, found.peak_bytes, found.provenance)
+        for said in warnings(JobSpec.model_validate(self._store.job(found.job_id).spec), found):
+            self._store.tell(found.job_id, "Warned", said, self._clock())
 
     def _schedule(self, active: list[JobRecord]) -> None:
         now = self._clock()
-        view = picture.cluster_view(self._state.facts.nodes, active, now, self._elapsed)
+        view = picture.cluster_view(
+            self._state.facts.nodes, active, now, self._elapsed, self._outlooks
+        )
         jobs = {job.id: job for job in active}
         for decision in schedule(view, self._policy, now):
             job = jobs[decision.job_id]
@@ -478,6 +490,8 @@ class Daemon:
             storage_uri=self._storage_uri,
             code=job.code,
             resume_from=(keys.checkpoints_prefix(job.id), *origin),
+            share=JobSpec.model_validate(job.spec).shares,
+            priority=job.priority,
         )
         self.cluster.launch(launch, attempt.node_id, attempt.cpus)
 

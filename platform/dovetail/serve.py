@@ -32,6 +32,7 @@ from dovetail.service.cluster_state import ClusterState
 from dovetail.service.code import CodeShelf
 from dovetail.service.forecasts import Forecasts
 from dovetail.service.foresight import Foresight
+from dovetail.service.outlooks import Outlooks
 from dovetail.service.server_state import ServerState
 from dovetail.service.use_cases import Platform
 from dovetail.settings import Settings
@@ -56,6 +57,7 @@ def serve(settings: Settings, ready_fd: int | None) -> None:
         stack.callback(store.close)
         storage = open_storage(settings.storage_uri)
         changes, state, standing = Changes(), ClusterState(), ServerState()
+        outlooks = Outlooks()
         code = CodeShelf(storage, settings.code_limit_bytes)
         forecasts = Forecasts(settings.home / "forecasts")
         daemon = Daemon(
@@ -71,6 +73,7 @@ def serve(settings: Settings, ready_fd: int | None) -> None:
             holder=_holder(settings),
             server=standing,
             foresight=lambda deliver: Foresight(forecasts, code, deliver),
+            outlooks=outlooks,
         )
         platform = Platform(
             store=store,
@@ -81,6 +84,7 @@ def serve(settings: Settings, ready_fd: int | None) -> None:
             nudge=daemon.nudge,
             code=code,
             forecasts=forecasts,
+            outlooks=outlooks,
             settings=settings,
             url=url,
         )

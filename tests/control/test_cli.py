@@ -250,6 +250,14 @@ def test_a_dry_run_shows_spec_and_place_and_submits_nothing(
     assert service.records == {}
 
 
+def test_a_dry_run_warns_below_the_place(dovetail: Run, service: FakeService, yaml: Path) -> None:
+    service.warnings = ("resources.memory: 1MiB is little", "and another thing")
+    assert dovetail("submit", str(yaml), "--dry-run").out.splitlines()[1:3] == [
+        "# warning: resources.memory: 1MiB is little",
+        "# warning: and another thing",
+    ]
+
+
 def life(service: FakeService, end: dict[str, Any]) -> None:
     """The next submitted job waits, trains, prints, and ends so."""
     service.script = [

@@ -8,6 +8,7 @@ import queue
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ import pytest
 
 from dovetail.service.code import CodeShelf
 from dovetail.service.forecasts import Forecasts
-from dovetail.service.foresight import Foreseen, Foresight
+from dovetail.service.foresight import Foresight
+from dovetail.service.outlooks import Foreseen
 from dovetail_jobs.errors import UserError
+from dovetail_jobs.load import load_file
 from dovetail_jobs.spec import JobSpec
 from helpers.bench import NOON, Bench
+from helpers.build import profile
+from helpers.installation import EXAMPLE
+from tensile.coordinator import Profile
 
 
 class Scripted(Forecasts):
@@ -32,7 +38,7 @@ class Scripted(Forecasts):
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return {"forecast": {"peak_bytes": answer}}
+        return {"forecast": {"peak_bytes": answer}, "profile": profile((answer, 1.0)).to_json()}
 
 
 @pytest.fixture
@@ -55,8 +61,56 @@ def test_what_cannot_be_foreseen_is_asked_once_and_the_next_job_is_served(bench:
     jobs = [bench.job(family_job(bench, name)) for name in ("a", "b", "c")]
     for job in [*jobs, *jobs, bench.job(bench.submit("script"))]:
         foresight.ask(job)
-    assert heard.get(timeout=10) == Foreseen(job_id=jobs[2].id, peak_bytes=300)
+    assert [heard.get(timeout=10) for _ in jobs] == [
+        Foreseen(job_id=jobs[0].id, cause="no"),
+        Foreseen(job_id=jobs[1].id, cause="ValueError: broken"),
+        Foreseen(job_id=jobs[2].id, peak_bytes=300, profile=profile((300, 1.0))),
+    ]
     assert (forecasts.answers, heard.empty()) == ([], True)
+
+
+class Kept(Forecasts):
+    """The disk as it is; who would start a child process fails."""
+
+    def keep(self, spec: JobSpec, answer: dict[str, Any]) -> None:
+        self._keep(spec, None, answer)
+
+
+def test_what_was_kept_is_answered_again_and_corrected_by_what_was_measured(bench: Bench) -> None:
+    heard: queue.SimpleQueue[Foreseen] = queue.SimpleQueue()
+    forecasts = Kept(bench.folder / "forecasts")
+    job = bench.job(family_job(bench, "a"))
+    traced = {"forecast": {"peak_bytes": 300}, "profile": profile((300, 1.0), (200, 2.0)).to_json()}
+    forecasts.keep(JobSpec.model_validate(job.spec), traced)
+    foresight = Foresight(forecasts, CodeShelf(bench.storage, 1), heard.put)
+    foresight.ask(job)
+    assert heard.get(timeout=10).provenance == "traced"
+    foresight.learn(job, peak_bytes=360)
+    corrected = Foreseen(
+        job_id=job.id,
+        peak_bytes=360,
+        profile=profile((360, 1.0), (240, 2.0)),
+        provenance="measured",
+    )
+    assert heard.get(timeout=10) == corrected
+    following = bench.job(family_job(bench, "b"))
+    Foresight(forecasts, CodeShelf(bench.storage, 1), heard.put).ask(following)
+    assert heard.get(timeout=10) == replace(corrected, job_id=following.id)
+
+
+@pytest.mark.long
+def test_an_answer_of_an_older_dovetail_is_found_out_again_with_a_profile(tmp_path: Path) -> None:
+    forecasts = Kept(tmp_path / "forecasts")
+    spec = load_file(EXAMPLE, ["memory.policy=tensile"])
+    older = {"forecast": {"peak_bytes": 1}, "measured_bytes": 2**40}
+    forecasts.keep(spec, older)
+    answer = forecasts.of(spec)
+    assert answer["measured_bytes"] == 2**40
+    assert forecasts.kept(spec, None) == answer
+    ladder = Profile.from_json(answer["profile"])
+    forecast = answer["forecast"]
+    assert ladder.minimum_bytes < forecast["peak_bytes"] <= ladder.peak_bytes
+    assert 0.1 < ladder.speed(len(ladder.rungs) - 1) < 1
 
 
 def test_the_daemon_keeps_what_was_foreseen_and_what_the_worker_said_stays(bench: Bench) -> None:

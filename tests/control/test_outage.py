@@ -19,6 +19,7 @@ from dovetail.cli.follow import follow_job
 from dovetail.client import Client
 from dovetail.service.code import CodeShelf
 from dovetail.service.forecasts import Forecasts
+from dovetail.service.outlooks import Outlooks
 from dovetail.service.use_cases import Platform
 from dovetail.settings import Settings
 from dovetail.store.store import Store
@@ -194,6 +195,7 @@ def api_of(bench: Bench) -> Iterator[Client]:
         nudge=bench.daemon.nudge,
         code=CodeShelf(bench.storage, limit_bytes=1),
         forecasts=Forecasts(home / "forecasts"),
+        outlooks=Outlooks(),
         settings=Settings.from_environment({"DOVETAIL_HOME": str(home)}),
         url="http://127.0.0.1",
     )

@@ -12,6 +12,8 @@ from dovetail.daemon import Daemon
 from dovetail.scheduler.policies import priority
 from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
+from dovetail.service.foresight import Foresight
+from dovetail.service.outlooks import Foreseen
 from dovetail.service.server_state import ServerState
 from dovetail.store.records import JobRecord
 from dovetail.store.store import Store
@@ -34,7 +36,9 @@ class Bench:
         *,
         url: str | None = None,
         devices: int = 1,
+        cpus: float = 2.0,
         auto_release: bool = True,
+        foresight: Callable[[Callable[[Foreseen], None]], Foresight] | None = None,
     ) -> None:
         self.folder = folder
         self.now, self.set_back = NOON, timedelta()
@@ -42,8 +46,8 @@ class Bench:
         self.store = Store(url or f"sqlite:///{folder / 'store.sqlite3'}")
         self.storage = LocalStorage(folder / "storage")
         self.state, self.server, self.changes = ClusterState(), ServerState(), Changes()
-        self.nodes = one_node(devices)
-        self.auto_release = auto_release
+        self.nodes = one_node(devices, cpus=cpus)
+        self.auto_release, self.foresight = auto_release, foresight
         self.daemon = self.new_daemon()
         self.turn()
 
@@ -60,6 +64,7 @@ class Bench:
             ),
             holder="bench",
             server=self.server,
+            foresight=self.foresight,
             clock=lambda: self.now - self.set_back,
             monotonic=lambda: self.monotonic(),
         )

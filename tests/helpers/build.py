@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dovetail.scheduler.view import ClusterView, DeviceView, Holding, NodeView, QueuedJob
-from dovetail_jobs.spec import JobSpec
+from dovetail.scheduler.view import ClusterView, DeviceView, Holding, NodeView, QueuedJob, Sharing
+from dovetail_jobs.spec import JobSpec, Share
+from tensile.coordinator import Profile, Rung
 
 GIB = 2**30
+MIB = 2**20
 
 
 def at(seconds: float = 0.0) -> datetime:
@@ -50,6 +52,19 @@ def queued(job_id: str, seq: int = 1, **changes: Any) -> QueuedJob:
         "memory_bytes": None,
     }
     return QueuedJob(id=job_id, seq=seq, **{**given, **changes})
+
+
+def profile(*rungs: tuple[int, float]) -> Profile:
+    """From the natural peak down, each as bytes and seconds of a step; the bytes are held through
+    all of it.
+    """
+    return Profile(rungs=tuple(Rung.flat(size, step_s) for size, step_s in rungs))
+
+
+def sharing(share: Share = True, *rungs: tuple[int, float], **changes: Any) -> Sharing:
+    """Without rungs: 1 GiB at full speed, 512 MiB at 0.8 and 256 MiB at 0.4 of it."""
+    given = rungs or ((GIB, 0.8), (512 * MIB, 1.0), (256 * MIB, 2.0))
+    return Sharing(share=share, profile=profile(*given), **changes)
 
 
 def view(

@@ -145,6 +145,7 @@ class FakeService:
         self.script: list[Callable[[], object]] = []
         self.users: list[str] = []
         self.archives: dict[str, bytes] = {}
+        self.warnings: tuple[str, ...] = ()
         self.uploads: list[str] = []
         self.ray = RayStatus(
             state="up", address="127.0.0.1:6380", dashboard_url="http://127.0.0.1:8265"
@@ -199,6 +200,7 @@ class FakeService:
             placement=PlacementView(node="n1", device="cpu:0"),
             reason="PLACED",
             message="cpu:0 on n1 is free",
+            warnings=self.warnings,
             code=None if code is None else self.code(code),
         )
 

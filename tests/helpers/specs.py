@@ -80,6 +80,7 @@ _shared = {
         cpus=st.floats(0.1, 64),
         memory=st.just("auto") | st.just("4GiB") | st.integers(0, 2**40),
         share=st.just("auto") | st.just(False),
+        min_speed=st.floats(0.01, 1.0),
     ),
     "memory": given(policy=st.just("none"), budget=st.sampled_from(["auto", "60%", "2 GiB", 4096])),
     "priority": st.integers(0, 100),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dovetail_jobs.lifecycle import (
+    MEMORY_TRIES,
     AttemptReleased,
     AttemptStarted,
     AttemptSucceeded,
@@ -19,6 +20,7 @@ from dovetail_jobs.lifecycle import (
     InvalidTransition,
     JobFacts,
     LaunchFailed,
+    MemoryRanOut,
     Placed,
     ProgramFailed,
     Reason,
@@ -45,6 +47,7 @@ EVENTS: dict[str, Event] = {
     "ProgramFailed": ProgramFailed(attempt=1, exit_code=3, message="", refused=False),
     "WorkerLost": WorkerLost(attempt=1, cause="node n1 is gone"),
     "LaunchFailed": LaunchFailed(attempt=1, cause="no such device"),
+    "MemoryRanOut": MemoryRanOut(attempt=1, cause="out of memory: a step found none"),
     "CancelRequested": CancelRequested(by="ada"),
     "TimeLimitReached": TimeLimitReached(limit_s=7200.0),
     "AttemptReleased": AttemptReleased(attempt=1),
@@ -70,6 +73,7 @@ EXPECTED: dict[tuple[str, str], tuple[str, str, str | None, str | None] | None] 
     ("STARTING", "ProgramFailed"): ("FAILED", "PROGRAM_FAILED", "FAILED", "PROGRAM_FAILED"),
     ("STARTING", "WorkerLost"): ("QUEUED", "WORKER_LOST", "FAILED", "WORKER_LOST"),
     ("STARTING", "LaunchFailed"): ("QUEUED", "LAUNCH_FAILED", "FAILED", "LAUNCH_FAILED"),
+    ("STARTING", "MemoryRanOut"): ("QUEUED", "OUT_OF_MEMORY", "FAILED", "OUT_OF_MEMORY"),
     ("STARTING", "CancelRequested"): (
         "STOPPING", "CANCELLED_BY_USER", "STOPPING", "CANCELLED_BY_USER",
     ),
@@ -78,6 +82,7 @@ EXPECTED: dict[tuple[str, str], tuple[str, str, str | None, str | None] | None] 
     ("RUNNING", "ProgramFailed"): ("FAILED", "PROGRAM_FAILED", "FAILED", "PROGRAM_FAILED"),
     ("RUNNING", "WorkerLost"): ("QUEUED", "WORKER_LOST", "FAILED", "WORKER_LOST"),
     ("RUNNING", "LaunchFailed"): ("QUEUED", "LAUNCH_FAILED", "FAILED", "LAUNCH_FAILED"),
+    ("RUNNING", "MemoryRanOut"): ("QUEUED", "OUT_OF_MEMORY", "FAILED", "OUT_OF_MEMORY"),
     ("RUNNING", "CancelRequested"): (
         "STOPPING", "CANCELLED_BY_USER", "STOPPING", "CANCELLED_BY_USER",
     ),
@@ -90,6 +95,9 @@ EXPECTED: dict[tuple[str, str], tuple[str, str, str | None, str | None] | None] 
     ),
     ("STOPPING", "WorkerLost"): ("STOPPING", "CANCELLED_BY_USER", "CANCELLED", "CANCELLED_BY_USER"),
     ("STOPPING", "LaunchFailed"): (
+        "STOPPING", "CANCELLED_BY_USER", "CANCELLED", "CANCELLED_BY_USER",
+    ),
+    ("STOPPING", "MemoryRanOut"): (
         "STOPPING", "CANCELLED_BY_USER", "CANCELLED", "CANCELLED_BY_USER",
     ),
     ("STOPPING", "CancelRequested"): STAYS,
@@ -179,6 +187,21 @@ def test_a_failed_program_is_tried_again_only_when_the_job_asks_for_it() -> None
     assert last.state is State.FAILED
 
 
+def test_an_end_for_want_of_memory_has_tries_of_its_own() -> None:
+    event = MemoryRanOut(attempt=5, cause="out of memory: a step found none")
+    again = transition(facts("RUNNING", attempt=5, retry_max=0, shortages=2), event)
+    assert again is not None
+    assert (again.state, again.message) == (
+        State.QUEUED,
+        "attempt 5 ended: out of memory: a step found none; attempt 6 gets a device of its own and "
+        "resumes from the newest checkpoint",
+    )
+    last = transition(facts("RUNNING", attempt=5, shortages=MEMORY_TRIES), event)
+    assert last is not None
+    assert (last.state, last.reason) == (State.FAILED, Reason.OUT_OF_MEMORY)
+    assert last.message.endswith("a step found none; it had 3 more tries for that")
+
+
 def test_a_refusal_is_never_tried_again() -> None:
     refused = ProgramFailed(attempt=1, exit_code=2, message="dataset: /x is empty", refused=True)
     change = transition(facts("RUNNING", retry_on_failure=True), refused)
@@ -247,9 +270,11 @@ def test_no_walk_leaves_a_terminal_state_or_outruns_its_retries(
             attempt=number,
             losses=sum(r in (Reason.WORKER_LOST, Reason.LAUNCH_FAILED) for r in reasons),
             failures=reasons.count(Reason.PROGRAM_FAILED),
+            shortages=reasons.count(Reason.OUT_OF_MEMORY),
         )
         alive = [n for n, (state, _) in attempts.items() if not state.terminal]
         assert alive in ([], [now.attempt])  # at most one live attempt, the newest
         if alive:
             assert now.state in (State.STARTING, State.RUNNING, State.STOPPING)
-        assert now.attempt <= 1 + now.retry_max * (2 if now.retry_on_failure else 1)
+        retries = now.retry_max * (2 if now.retry_on_failure else 1)
+        assert now.attempt <= 1 + retries + MEMORY_TRIES

@@ -53,7 +53,6 @@ ASKED = {
     "sharding": "sharding={stage: 3}",
     "search": "search={metric: accuracy, mode: max, samples: 1, space: {}}",
     "resources.devices": "resources.devices=2",
-    "resources.share": "resources.share=true",
     "env.VIRTUAL_ENV": "env.VIRTUAL_ENV=/opt/venv",
     "env.CONDA_PREFIX": "env.CONDA_PREFIX=/opt/conda",
     "env.CONDA_DEFAULT_ENV": "env.CONDA_DEFAULT_ENV=mine",

@@ -92,5 +92,5 @@ def test_the_attempt_of_such_a_run_counts_as_a_loss(tmp_path: Path) -> None:
     assert "error: out of memory: the step found no memory" in ended.stderr
     last = json.loads(reports.read_text().splitlines()[-1])
     assert last["type"] == "failed"
-    assert last["again"]
+    assert (last["again"], last["memory"]) == (True, True)
     assert last["message"].startswith("out of memory: ")

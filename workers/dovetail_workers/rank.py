@@ -60,7 +60,7 @@ def main() -> int:
     except OutOfMemory as error:
         # Another attempt resumes from the newest checkpoint, perhaps where more is free.
         print(f"error: out of memory: {error}", file=sys.stderr)
-        report(Failed(message=f"out of memory: {error}", again=True))
+        report(Failed(message=f"out of memory: {error}", again=True, memory=True))
         return DovetailError.exit_code
     return 0 if outcome == "succeeded" else STOPPED
 

@@ -2,9 +2,9 @@
 dovetail_workers.rehearsal < REQUEST`.
 
 The request is one JSON object, `{"spec": …, "workdir": …, "budget": …, "picture": …, "steps": …,
-"parent": …}`; the answer is one too, `{"forecast": …, "plan": …, "notes": […]}` or `{"refused": "a
-sentence"}`. It is a process of its own, so that neither the command line nor the server imports
-torch, and ends with its parent, a process id.
+"profile": …, "parent": …}`; the answer is one too, `{"forecast": …, "profile": …, "plan": …,
+"notes": […]}` or `{"refused": "a sentence"}`. It is a process of its own, so that neither the
+command line nor the server imports torch, and ends with its parent, a process id.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def rehearse(request: dict[str, Any]) -> dict[str, Any]:
                 request.get("budget"),
                 picture,
                 trial=None if measure is None else lambda limit: measure(budget_bytes=limit),
+                profile=bool(request.get("profile")),
             )
         except tensile.TraceError as error:
             raise UserError(f"the step of {spec.family} cannot be foreseen: {error}") from None

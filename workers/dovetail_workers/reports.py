@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-Outcome = Literal["succeeded", "failed", "stopped", "lost"]
+Outcome = Literal["succeeded", "failed", "stopped", "lost", "out_of_memory"]
 Count = Annotated[int, Field(ge=0, lt=2**63)]  # what a database keeps as a whole number
 
 
@@ -141,12 +141,13 @@ class Refused:
 class Failed:
     """The program ends for a cause that it can name and that another attempt may not meet, such as
     a full disk. The supervisor makes it the message of `Ended`. `again`: it had not begun to train
-    yet, or memory gave out, so it counts as a loss and not as a failure.
+    yet, or memory gave out, so it counts as a loss and not as a failure; `memory`: the latter.
     """
 
     type: ClassVar[str] = "failed"
     message: str
     again: bool = False
+    memory: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

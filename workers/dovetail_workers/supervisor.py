@@ -80,7 +80,7 @@ class Supervisor:
         self._on_report = on_report
         self._refusal: str | None = None
         self._failure: str | None = None
-        self._again = False
+        self._again, self._short_of_memory = False, False
         self._fenced: str | None = None
         self._hung = False
         self._hang_watch: HangWatch | None = None
@@ -292,6 +292,7 @@ class Supervisor:
                 raise ValueError(f"{report.type} is not a program's to say")
             case Failed():
                 self._failure, self._again = report.message, report.again
+                self._short_of_memory = report.memory
             case Refused():
                 self._refusal = report.message
                 self._journal.append(report)
@@ -352,6 +353,7 @@ class Supervisor:
                 tail=tail,
                 kind="script" if script else "training process",
                 again=self._again,
+                short_of_memory=self._short_of_memory,
             )
         )
 

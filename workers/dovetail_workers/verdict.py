@@ -17,7 +17,8 @@ _KILLED_IN_A_SHELL = 128 + signal.SIGKILL
 class Traces:
     """What an attempt leaves behind. `exit_code` is negative for a signal; `hung_s` is the
     `progress_timeout` that ran out; `refusal` and `failure` are the program's own sentences; `tail`
-    the last lines of its log; `kind` the program in words; `again` that its failure is a loss.
+    the last lines of its log; `kind` the program in words; `again` that its failure is a loss,
+    `short_of_memory` that it was for want of memory.
     """
 
     exit_code: int
@@ -28,6 +29,7 @@ class Traces:
     tail: str
     kind: str
     again: bool = False
+    short_of_memory: bool = False
 
 
 def verdict(traces: Traces) -> Ended:
@@ -42,6 +44,8 @@ def verdict(traces: Traces) -> Ended:
         return Ended(outcome="lost", exit_code=code, message=cause)
     if sentence := traces.refusal or traces.failure:
         outcome: Outcome = "lost" if traces.again else "failed"
+        if traces.short_of_memory:
+            outcome = "out_of_memory"
         return Ended(outcome=outcome, exit_code=code, message=sentence)
     # A shell says of a program that was killed what it would say of one that exits with 137.
     if code == -signal.SIGKILL or (code == _KILLED_IN_A_SHELL and traces.kind == "script"):

@@ -113,6 +113,8 @@ def _plan(client: Client, specs: list[Json], codes: list[PackedCode | None], as_
         place = plan["placement"]
         where = f"would run on {place['node']}/{place['device']}" if place else "would wait"
         print(f"# {where}: {plan['message']}")
+        for warning in plan.get("warnings", ()):
+            print(f"# warning: {warning}")
         if code := plan.get("code"):
             files = f"{code['files']} file{'' if code['files'] == 1 else 's'}"
             size, name = format_bytes(code["bytes"]), code["sha256"][:CODE_DIGITS]

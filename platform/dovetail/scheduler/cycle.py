@@ -8,6 +8,7 @@ from dovetail.scheduler.decisions import Decision, Start, Wait
 from dovetail.scheduler.placement import Books, Obstacle, find
 from dovetail.scheduler.policies import Policy
 from dovetail.scheduler.view import ClusterView, Holding, QueuedJob
+from dovetail.scheduler.words import listed, who
 from dovetail_jobs.lifecycle import Reason
 
 
@@ -15,7 +16,8 @@ def schedule(view: ClusterView, policy: Policy, now: datetime) -> list[Decision]
     """Start or Wait for each queued job, in the policy's order; pure, so equal inputs decide alike.
 
     A later job may start while an earlier one does not fit. Among jobs of one cpu nobody starves by
-    that: any device that becomes free goes to the first job in order that its memory suits. A job
+    that: any device that becomes free goes to the first job in order that its memory suits, and
+    where an earlier one needs a device of its own, one is kept from those who would join it. A job
     that asks for many cpus, or for the largest device, can be overtaken for as long as smaller jobs
     keep arriving; a higher priority does not reserve anything for it.
     """
@@ -37,6 +39,9 @@ def _decide(job: QueuedJob, books: Books, now: datetime) -> Decision:
         )
     found = find(job, books)
     if isinstance(found, Obstacle):
+        alone = job.sharing.share is False or job.sharing.profile is None
+        if found.reason is Reason.WAITING_FOR_DEVICE and alone:
+            books.keep(job)
         return Wait(job_id=job.id, reason=found.reason, message=found.message)
     books.hold(
         Holding(
@@ -46,14 +51,16 @@ def _decide(job: QueuedJob, books: Books, now: datetime) -> Decision:
             node_id=found.node.id,
             device=found.device.name,
             cpus=job.cpus,
+            sharing=job.sharing,
         )
     )
+    how = f"is shared with {listed(map(who, found.beside))}" if found.beside else "is free and fits"
     return Start(
         job_id=job.id,
         node_id=found.node.id,
         node=found.node.name,
         device=found.device.name,
-        reason=f"{found} is free and fits; priority {job.priority}",
+        reason=f"{found} {how}; priority {job.priority}",
     )
 
 
@@ -67,7 +74,7 @@ def _wait_for_cluster(job: QueuedJob) -> Wait:
 
 def _wait_for_release(job: QueuedJob, books: Books) -> Wait:
     names = {node.id: node.name for node in books.nodes}
-    own = [item for item in books.holder.values() if item.job_id == job.id]
+    own = [item for item in books.holdings() if item.job_id == job.id]
     held = [f"{item.device} on {names.get(item.node_id, item.node_id)}" for item in own]
     what = " and ".join(held) or "its device"
     return Wait(

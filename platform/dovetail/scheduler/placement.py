@@ -1,26 +1,32 @@
 """Which device a job gets, or what stands in its way.
 
 `Books` is the scratch page of one scheduling cycle: what the nodes have, less what attempts hold.
-A device holds one attempt at a time, and the cpus held on a node never exceed what it has.
+A device that is free comes first; then one whose holders share it, where `colocation` lets the job
+join them. The cpus held on a node never exceed what it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
+from dovetail.scheduler.colocation import Fit, Misfit, join
 from dovetail.scheduler.view import DeviceView, Holding, NodeView, QueuedJob
+from dovetail.scheduler.words import listed, who
 from dovetail_jobs.lifecycle import Reason
 from dovetail_jobs.units import format_bytes
 
 _SLACK_CPUS = 1e-9  # 0.1 + 0.2 cpus fit into 0.3
-_NAMED = 3  # so many holders are named in a sentence, the rest are counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
+    """`beside` are those who hold it already."""
+
     node: NodeView
     device: DeviceView
+    beside: tuple[Holding, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.device.name} on {self.node.name}"
@@ -39,12 +45,31 @@ class Books:
     """What is held, by (node id, device) and by node. An attempt on an unknown node is kept too."""
 
     nodes: tuple[NodeView, ...]
-    holder: dict[tuple[str, str], Holding] = field(default_factory=dict)
+    holders: dict[tuple[str, str], list[Holding]] = field(default_factory=dict)
+    kept_for: dict[tuple[str, str], str] = field(default_factory=dict)
     held_cpus: dict[str, float] = field(default_factory=dict)
 
     def hold(self, holding: Holding) -> None:
-        self.holder[holding.node_id, holding.device] = holding
+        self.holders.setdefault((holding.node_id, holding.device), []).append(holding)
         self.held_cpus[holding.node_id] = self.held_cpus.get(holding.node_id, 0) + holding.cpus
+
+    def holdings(self) -> Iterator[Holding]:
+        return chain.from_iterable(self.holders.values())
+
+    def keep(self, job: QueuedJob) -> None:
+        """Let nobody else join the device that becomes free first, so that a job that needs one of
+        its own is not overtaken for ever: that with the fewest holders.
+        """
+        open_ = [
+            place
+            for place in self.places()
+            if _least_bytes(job) <= place.device.bytes
+            and _enough(job, place.node.cpus)
+            and (place.node.id, place.device.name) not in self.kept_for
+        ]
+        if open_:
+            best = min(open_, key=lambda place: (len(place.beside), *_name(place)))
+            self.kept_for[best.node.id, best.device.name] = job.id
 
     def free_cpus(self, node: NodeView) -> float:
         return node.cpus - self.held_cpus.get(node.id, 0.0)
@@ -52,36 +77,51 @@ class Books:
     def places(self) -> Iterator[Place]:
         for node in self.nodes:
             for device in node.devices:
-                yield Place(node=node, device=device)
-
-    def holder_of(self, place: Place) -> Holding | None:
-        return self.holder.get((place.node.id, place.device.name))
+                beside = self.holders.get((node.id, device.name), ())
+                yield Place(node=node, device=device, beside=tuple(beside))
 
 
 def find(job: QueuedJob, books: Books) -> Place | Obstacle:
-    """The best free place for one attempt of `job`, or the nearest thing that stands in its way.
+    """The best place for one attempt of `job`, or the nearest thing that stands in its way.
 
-    Best is the smallest device that the declared memory fits, so that larger ones stay free for
-    jobs that need them, then the node with the most free cpus; names break ties.
+    Best of the free ones is the smallest device that its memory fits, so that larger ones stay free
+    for jobs that need them, then the node with the most free cpus; names break ties. Best of those
+    that others hold is where all together are slowed down least.
     """
-    large_enough = [
-        place for place in books.places() if (job.memory_bytes or 0) <= place.device.bytes
-    ]
+    places = list(books.places())
+    large_enough = [place for place in places if _least_bytes(job) <= place.device.bytes]
     suited = [place for place in large_enough if _enough(job, place.node.cpus)]
     if job.devices > 1 or not suited:
-        return _never(job, list(books.places()), large_enough)
-    idle = [place for place in suited if books.holder_of(place) is None]
-    if not idle:
-        held = [holding for place in suited if (holding := books.holder_of(place))]
-        return Obstacle(
-            reason=Reason.WAITING_FOR_DEVICE, message=_waits_for_device(held, books.nodes)
+        return _never(job, places, large_enough)
+    idle = [place for place in suited if not place.beside]
+    if ready := [place for place in idle if _enough(job, books.free_cpus(place.node))]:
+        return min(
+            ready,
+            key=lambda place: (place.device.bytes, -books.free_cpus(place.node), *_name(place)),
         )
-    ready = [place for place in idle if _enough(job, books.free_cpus(place.node))]
-    if not ready:
-        return Obstacle(reason=Reason.WAITING_FOR_CPUS, message=_waits_for_cpus(job, idle, books))
-    return min(
-        ready, key=lambda place: (place.device.bytes, -books.free_cpus(place.node), *_name(place))
-    )
+    joined: list[tuple[float, Place]] = []
+    causes: list[str] = []
+    for place in (place for place in suited if place.beside):
+        found = join(job, place.beside, place.node, place.device)
+        waits = books.kept_for.get((place.node.id, place.device.name))
+        if waits is not None and isinstance(found, Fit):
+            found = Misfit(cause=f"is kept for {waits}, which needs a device of its own")
+        if isinstance(found, Fit):
+            joined.append((found.slowdown, place))
+        else:
+            causes.append(f"{place} {found.cause}")
+    if beside := [item for item in joined if _enough(job, books.free_cpus(item[1].node))]:
+        _, best = min(beside, key=lambda item: (round(item[0], 9), *_name(item[1])))
+        return best
+    if fitting := [*idle, *(place for _, place in joined)]:
+        message = _waits_for_cpus(job, fitting, books)
+        return Obstacle(reason=Reason.WAITING_FOR_CPUS, message=message)
+    return Obstacle(reason=Reason.WAITING_FOR_DEVICE, message=_waits_for_device(job, causes))
+
+
+def _least_bytes(job: QueuedJob) -> int:
+    profile = job.sharing.profile
+    return max(job.memory_bytes or 0, 0 if profile is None else profile.minimum_bytes)
 
 
 def _enough(job: QueuedJob, cpus: float) -> bool:
@@ -100,12 +140,7 @@ def _never(job: QueuedJob, places: list[Place], large_enough: list[Place]) -> Ob
             f"resources.devices: {job.devices} does not fit, an attempt runs on one device; use 1"
         )
     elif not large_enough:
-        largest = max(places, key=lambda place: (place.device.bytes, *_name(place)))
-        message = (
-            f"resources.memory: {format_bytes(job.memory_bytes or 0)} does not fit, the largest "
-            f"device is {largest} with {format_bytes(largest.device.bytes)}; ask for at most that, "
-            "or offer a larger device"
-        )
+        message = _too_large(job, places)
     else:
         widest = max(large_enough, key=lambda place: (place.node.cpus, *_name(place)))
         message = (
@@ -115,28 +150,46 @@ def _never(job: QueuedJob, places: list[Place], large_enough: list[Place]) -> Ob
     return Obstacle(reason=Reason.DOES_NOT_FIT, message=message)
 
 
-def _waits_for_device(held: list[Holding], nodes: tuple[NodeView, ...]) -> str:
-    names = {node.id: node.name for node in nodes}
-    told = _list(f"{item.device} on {names[item.node_id]} is held by {_who(item)}" for item in held)
-    return f"waits for a device: {told}"
+def never_fits(job: QueuedJob, nodes: tuple[NodeView, ...]) -> str | None:
+    """Why no device of these nodes can hold the least that a plan of the job keeps; None where one
+    can, where that least is not known, and where there are no devices.
+    """
+    places, profile = list(Books(nodes=nodes).places()), job.sharing.profile
+    if not places or profile is None:
+        return None
+    if any(profile.minimum_bytes <= place.device.bytes for place in places):
+        return None
+    return _too_large(job, places)
 
 
-def _waits_for_cpus(job: QueuedJob, idle: list[Place], books: Books) -> str:
-    node = max((place.node for place in idle), key=lambda node: (books.free_cpus(node), node.name))
-    holders = [item for item in books.holder.values() if item.node_id == node.id]
-    told = _list(f"{_who(item)} holds {item.cpus:g}" for item in holders)
+def _too_large(job: QueuedJob, places: Sequence[Place]) -> str:
+    largest = max(places, key=lambda place: (place.device.bytes, *_name(place)))
+    has = f"the largest device is {largest} with {format_bytes(largest.device.bytes)}"
+    if (job.memory_bytes or 0) > largest.device.bytes:
+        return (
+            f"resources.memory: {format_bytes(job.memory_bytes or 0)} does not fit, {has}; ask for "
+            "at most that, or offer a larger device"
+        )
+    return (
+        f"does not fit: no plan of its step keeps less than {format_bytes(_least_bytes(job))}, and "
+        f"{has}; use a smaller params.batch_size, shard it over several devices, or compute "
+        "activations again in the model (torch.utils.checkpoint)"
+    )
+
+
+def _waits_for_device(job: QueuedJob, causes: list[str]) -> str:
+    alone = f" of its own, since {job.sharing.alone}" if job.sharing.alone else ""
+    return f"waits for a device{alone}: {listed(causes)}"
+
+
+def _waits_for_cpus(job: QueuedJob, fitting: list[Place], books: Books) -> str:
+    node = max(
+        (place.node for place in fitting), key=lambda node: (books.free_cpus(node), node.name)
+    )
+    holders = [item for item in books.holdings() if item.node_id == node.id]
+    told = listed(f"{who(item)} holds {item.cpus:g}" for item in holders)
     free = max(books.free_cpus(node), 0.0)
     return f"waits for {job.cpus:g} cpus: {node.name} has {free:g} of {node.cpus:g} free, {told}"
-
-
-def _who(holding: Holding) -> str:
-    return f"{holding.job_id} ({holding.job_name})" if holding.job_name else holding.job_id
-
-
-def _list(sentences: Iterable[str]) -> str:
-    told = list(sentences)
-    more = [f"and {len(told) - _NAMED} more"] if len(told) > _NAMED else []
-    return ", ".join(told[:_NAMED] + more)
 
 
 def _name(place: Place) -> tuple[str, str, int, str]:

@@ -5,9 +5,13 @@ A picture goes to JSON and back, so that a decision seen in the field can be rep
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
+
+from dovetail_jobs.spec import Share
+from tensile.coordinator import Profile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +37,33 @@ class NodeView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """What a job asks of a device that it has not for itself. By default it wants no other there.
+
+    `profile` is None where its memory is not foreseen; `alone` then says why, as in "waits for a
+    device of its own, since …". `min_speed` is the least that memory may leave of its speed, `busy`
+    the share of its cpus, or of its GPU, that it keeps computing when nobody else is there.
+    """
+
+    share: Share = False
+    profile: Profile | None = None
+    alone: str | None = None
+    min_speed: float = 0.5
+    weight: float = 1.0
+    priority: int = 0
+    busy: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        profile = None if self.profile is None else self.profile.to_json()
+        return {**asdict(replace(self, profile=None)), "profile": profile}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        profile = value["profile"]
+        return cls(**{**value, "profile": None if profile is None else Profile.from_json(profile)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
     """What an attempt holds, from its placement until its processes are checked to be gone."""
 
@@ -42,6 +73,7 @@ class Holding:
     device: str
     cpus: float
     job_name: str | None = None
+    sharing: Sharing = Sharing()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +89,7 @@ class QueuedJob:
     memory_bytes: int | None
     waits_for_release: bool = False
     after: datetime | None = None
+    sharing: Sharing = Sharing()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +105,10 @@ class ClusterView:
         value = asdict(self)
         for job in value["queued"]:
             job["after"] = job["after"].isoformat() if job["after"] else None
+        known = [item.sharing for item in self.holdings] + [item.sharing for item in self.queued]
+        told = (*value["holdings"], *value["queued"])
+        for item, sharing in zip(told, known, strict=True):
+            item["sharing"] = sharing.to_json()
         return value
 
     @classmethod
@@ -79,7 +116,7 @@ class ClusterView:
         nodes = value["nodes"]
         return cls(
             nodes=None if nodes is None else tuple(_node(node) for node in nodes),
-            holdings=tuple(Holding(**holding) for holding in value["holdings"]),
+            holdings=tuple(_holding(holding) for holding in value["holdings"]),
             queued=tuple(_queued(job) for job in value["queued"]),
         )
 
@@ -88,6 +125,11 @@ def _node(value: dict[str, Any]) -> NodeView:
     return NodeView(**{**value, "devices": tuple(DeviceView(**item) for item in value["devices"])})
 
 
+def _holding(value: dict[str, Any]) -> Holding:
+    return Holding(**{**value, "sharing": Sharing.from_json(value["sharing"])})
+
+
 def _queued(value: dict[str, Any]) -> QueuedJob:
-    after = value["after"]
-    return QueuedJob(**{**value, "after": datetime.fromisoformat(after) if after else None})
+    after = datetime.fromisoformat(value["after"]) if value["after"] else None
+    sharing = Sharing.from_json(value["sharing"])
+    return QueuedJob(**{**value, "after": after, "sharing": sharing})

@@ -104,6 +104,9 @@ class MemoryView(_View):
 
     forecast_bytes: int | None = None
     """The peak foreseen before the run."""
+    provenance: Literal["traced", "measured", "declared"] | None = None
+    """How the scheduler knows: from the traced step, from an earlier run of the same configuration
+    that took more than that, or from what the spec declares of a script."""
     peak_bytes: int | None = None
     """The highest use so far, over `base_bytes`."""
     budget_bytes: int | None = None
@@ -279,6 +282,8 @@ class PlanView(_View):
     """What it would run; null for a job that brings no code."""
     forecast: ForecastView | None = None
     """Null for a script, and for a step that cannot be foreseen."""
+    warnings: tuple[str, ...] = ()
+    """What would not stop it, and should be known."""
 
 
 class ServerOptions(_View):
@@ -347,7 +352,9 @@ class DeviceStatus(_View):
     bytes: int
     """What jobs may use of it."""
     job: str | None = None
-    """The id of the job that holds it."""
+    """The id of the job that holds it; of several, the first."""
+    jobs: tuple[str, ...] = ()
+    """The ids of all jobs on it."""
 
 
 class NodeStatus(_View):

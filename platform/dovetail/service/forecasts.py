@@ -11,10 +11,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dovetail.service.outlooks import foreseen
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.spec import JobSpec
 
@@ -42,16 +44,40 @@ class Forecasts:
 
         Raises UserError for a script, and where the step cannot be foreseen.
         """
-        kept = self._folder / f"{_configuration(spec, code)}.json"
-        with contextlib.suppress(OSError, ValueError):
-            answer: Answer = json.loads(kept.read_text())
+        answer = self.kept(spec, code)
+        if answer is not None and "profile" in answer:  # an older Dovetail's has none
             return answer
-        answer = rehearse(spec, workdir=workdir, in_background=in_background)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}")
+        measured = {} if answer is None else {"measured_bytes": answer.get("measured_bytes")}
+        answer = rehearse(spec, workdir=workdir, profile=True, in_background=in_background)
+        answer |= measured
+        self._keep(spec, code, answer)
+        return answer
+
+    def remember(self, spec: JobSpec, code: str | None, measured_bytes: int) -> None:
+        """A job of this configuration was measured to peak at so much: the highest is kept, as
+        "measured_bytes" of the answer, and forgotten with it.
+        """
+        answer = self.kept(spec, code)
+        if answer is not None and measured_bytes > (answer.get("measured_bytes") or 0):
+            self._keep(spec, code, {**answer, "measured_bytes": measured_bytes})
+
+    def _keep(self, spec: JobSpec, code: str | None, answer: Answer) -> None:
+        kept = self._file(spec, code)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         temporary.write_text(json.dumps(answer))
         temporary.replace(kept)
-        return answer
+
+    def kept(self, spec: JobSpec, code: str | None) -> Answer | None:
+        """What was found out before; answers at once."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            answer: Answer = json.loads(self._file(spec, code).read_text())
+            foreseen(spec.name, answer)  # or else it is damaged
+            return answer
+        return None
+
+    def _file(self, spec: JobSpec, code: str | None) -> Path:
+        return self._folder / f"{_configuration(spec, code)}.json"
 
 
 def rehearse(
@@ -61,12 +87,14 @@ def rehearse(
     budget: str | int | None = None,
     picture: Path | None = None,
     steps: int = 0,
+    profile: bool = False,
     in_background: bool = False,
 ) -> Answer:
     """Ask a child process, which imports torch and the job's own code, and ends.
 
     With a `budget` there is a plan in the answer too, and its timeline in files named `picture`
-    with .png and .svg; with `steps` the child trains so many of them and says what it measured.
+    with .png and .svg; with `steps` the child trains so many of them and says what it measured;
+    with `profile` it says what the job asks of a device that it shares.
     Raises UserError with the child's sentence.
     """
     request = {
@@ -75,6 +103,7 @@ def rehearse(
         "budget": budget,
         "picture": None if picture is None else str(picture),
         "steps": steps,
+        "profile": profile,
         "parent": os.getpid(),
     }
     child = subprocess.Popen(

@@ -1,33 +1,29 @@
-"""Foresees the memory of jobs while they start, one after the other, beside the daemon's loop."""
+"""Foresees the memory of jobs while they wait and start, one after the other, beside the daemon's
+loop.
+"""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from dovetail.service.code import CodeShelf
 from dovetail.service.forecasts import Forecasts
+from dovetail.service.outlooks import Foreseen, Outlooks, foreseen
 from dovetail.store.records import JobRecord
 from dovetail_jobs.errors import DovetailError
 from dovetail_jobs.spec import JobSpec
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Foreseen:
-    """A job's step peaks at so many bytes, if nothing is done about it."""
-
-    job_id: str
-    peak_bytes: int
+_CAUSE_CHARACTERS = 200
 
 
 class Foresight:
-    """`ask` returns at once; what is found out goes to `deliver`. A job is asked about once, and
-    one that cannot be foreseen is heard of in the log only.
+    """`ask` and `learn` return at once; what is found out goes to `deliver`. Each is done once for
+    a job, or for an attempt of it.
 
     The thread ends with the process; a rehearsal that runs then ends with it.
     """
@@ -37,29 +33,61 @@ class Foresight:
     ) -> None:
         self._forecasts, self._code, self._deliver = forecasts, code, deliver
         self._asked: set[str] = set()
-        self._jobs: queue.SimpleQueue[JobRecord] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[JobRecord, int | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="foresight", daemon=True)
 
+    def consider(self, active: Sequence[JobRecord], outlooks: Outlooks) -> None:
+        """Ask what is not known of these jobs, and learn from what they took. Only the daemon's
+        thread calls this.
+        """
+        for job in active:
+            known, newest = job.memory, job.newest_attempt
+            managed = job.spec["memory"]["policy"] == "tensile" and not job.state.terminal
+            if known.forecast_bytes is None or (managed and outlooks.of(job.id) is None):
+                self.ask(job)
+            if newest is None or newest.ended_at is None or known.peak_bytes is None:
+                continue
+            if known.forecast_bytes is not None and known.peak_bytes > known.forecast_bytes:
+                self.learn(job, known.peak_bytes)
+
     def ask(self, job: JobRecord) -> None:
-        """Only the daemon's thread calls this."""
-        if job.id in self._asked or job.spec["family"] is None:
+        self._put(job.id, job, None)
+
+    def learn(self, job: JobRecord, peak_bytes: int) -> None:
+        """An attempt is over that was measured to take so much."""
+        self._put(f"{job.id}.{len(job.attempts)}", job, peak_bytes)
+
+    def _put(self, mark: str, job: JobRecord, measured_bytes: int | None) -> None:
+        if mark in self._asked or job.spec["family"] is None:
             return
-        self._asked.add(job.id)
-        self._jobs.put(job)
+        self._asked.add(mark)
+        self._jobs.put((job, measured_bytes))
         if not self._thread.is_alive():
             self._thread.start()
 
     def _run(self) -> None:
         while True:
-            job = self._jobs.get()
+            job, measured_bytes = self._jobs.get()
+            cause: str
             try:
-                with self._code.opened(job.code) as folder:
-                    spec = JobSpec.model_validate(job.spec)
-                    answer = self._forecasts.of(
-                        spec, workdir=folder, code=job.code, in_background=True
-                    )
-                self._deliver(Foreseen(job_id=job.id, peak_bytes=answer["forecast"]["peak_bytes"]))
+                self._deliver(self._find_out(job, measured_bytes))
+                continue
             except DovetailError as error:
                 log.info("no forecast job=%s: %s", job.id, error)
-            except Exception:  # the outermost loop: the next job is another matter
+                cause = str(error)
+            except Exception as error:  # the outermost loop: the next job is another matter
                 log.exception("no forecast job=%s", job.id)
+                cause = f"{type(error).__name__}: {error}"
+            line = (cause.strip().splitlines() or [""])[0][:_CAUSE_CHARACTERS]
+            self._deliver(Foreseen(job_id=job.id, cause=line))
+
+    def _find_out(self, job: JobRecord, measured_bytes: int | None) -> Foreseen:
+        """Who may share a device waits for the answer, so that is not left to idle processors."""
+        spec = JobSpec.model_validate(job.spec)
+        if measured_bytes is not None:
+            self._forecasts.remember(spec, job.code, measured_bytes)
+        with self._code.opened(job.code) as folder:
+            answer = self._forecasts.of(
+                spec, workdir=folder, code=job.code, in_background=not spec.shares
+            )
+        return foreseen(job.id, answer)

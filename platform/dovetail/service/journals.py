@@ -82,6 +82,8 @@ def _meaning(report: Report, attempt: int, refused: bool) -> Iterator[lifecycle.
                 message=report.message,
                 refused=refused,
             )
+        case reports.Ended(outcome="out_of_memory"):
+            yield lifecycle.MemoryRanOut(attempt=attempt, cause=report.message)
         case reports.Ended():
             yield lifecycle.WorkerLost(attempt=attempt, cause=report.message)
         case _:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from dovetail.scheduler.view import ClusterView, Holding, NodeView, QueuedJob
+from dovetail.scheduler.view import ClusterView, Holding, NodeView, QueuedJob, Sharing
 from dovetail.service.elapsed import Elapsed
+from dovetail.service.outlooks import Foreseen, Outlooks, sharing
 from dovetail.store.records import JobRecord
 from dovetail_jobs.lifecycle import Reason, State
 from dovetail_jobs.spec import JobSpec
@@ -18,13 +19,17 @@ _LOSSES = (Reason.WORKER_LOST, Reason.LAUNCH_FAILED)
 
 
 def cluster_view(
-    nodes: tuple[NodeView, ...] | None, active: Sequence[JobRecord], now: datetime, elapsed: Elapsed
+    nodes: tuple[NodeView, ...] | None,
+    active: Sequence[JobRecord],
+    now: datetime,
+    elapsed: Elapsed,
+    outlooks: Outlooks,
 ) -> ClusterView:
     queued = [job for job in active if job.state is State.QUEUED]
     return ClusterView(
         nodes=nodes,
-        holdings=holdings(active),
-        queued=tuple(_waiting(job, now, elapsed) for job in queued),
+        holdings=holdings(active, outlooks),
+        queued=tuple(_waiting(job, now, elapsed, outlooks) for job in queued),
     )
 
 
@@ -32,9 +37,17 @@ def with_queued(view: ClusterView, job: QueuedJob) -> ClusterView:
     return replace(view, queued=(*view.queued, job))
 
 
-def holdings(active: Sequence[JobRecord]) -> tuple[Holding, ...]:
+def holdings(active: Sequence[JobRecord], outlooks: Outlooks | None = None) -> tuple[Holding, ...]:
+    """Without `outlooks`, who holds what, and not whether others may join."""
+
+    def known(job: JobRecord) -> Sharing:
+        if outlooks is None:
+            return Sharing()
+        return _sharing(job, outlooks)
+
     return tuple(
         Holding(
+            sharing=known(job),
             job_id=job.id,
             job_name=job.name,
             attempt=attempt.number,
@@ -47,7 +60,7 @@ def holdings(active: Sequence[JobRecord]) -> tuple[Holding, ...]:
     )
 
 
-def queued_job(job_id: str, spec: JobSpec, seq: int) -> QueuedJob:
+def queued_job(job_id: str, spec: JobSpec, seq: int, found: Foreseen | None) -> QueuedJob:
     memory = spec.resources.memory
     return QueuedJob(
         id=job_id,
@@ -57,6 +70,7 @@ def queued_job(job_id: str, spec: JobSpec, seq: int) -> QueuedJob:
         devices=spec.resources.devices,
         cpus=spec.resources.cpus,
         memory_bytes=memory if isinstance(memory, int) else None,
+        sharing=sharing(spec, found),
     )
 
 
@@ -65,10 +79,19 @@ def pause_s(losses: int) -> float:
     return 0.0 if losses <= 1 else min(LONGEST_PAUSE_S, 2.0**losses)
 
 
-def _waiting(job: JobRecord, now: datetime, elapsed: Elapsed) -> QueuedJob:
-    asked = queued_job(job.id, JobSpec.model_validate(job.spec), job.seq)
-    after = _after(job, now, elapsed)
-    return replace(asked, waits_for_release=bool(job.unreleased), after=after)
+def _waiting(job: JobRecord, now: datetime, elapsed: Elapsed, outlooks: Outlooks) -> QueuedJob:
+    asked = queued_job(job.id, JobSpec.model_validate(job.spec), job.seq, outlooks.of(job.id))
+    return replace(
+        asked,
+        waits_for_release=bool(job.unreleased),
+        after=_after(job, now, elapsed),
+        sharing=_sharing(job, outlooks),
+    )
+
+
+def _sharing(job: JobRecord, outlooks: Outlooks) -> Sharing:
+    shortages = sum(attempt.reason is Reason.OUT_OF_MEMORY for attempt in job.attempts)
+    return sharing(JobSpec.model_validate(job.spec), outlooks.of(job.id), shortages)
 
 
 def _after(job: JobRecord, now: datetime, elapsed: Elapsed) -> datetime | None:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from dovetail.scheduler.cycle import schedule
 from dovetail.scheduler.decisions import Start
+from dovetail.scheduler.placement import never_fits
 from dovetail.scheduler.policies import POLICIES
+from dovetail.scheduler.view import DeviceView, Holding
 from dovetail.service import picture
 from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
@@ -40,6 +42,7 @@ from dovetail.service.contract import (
 from dovetail.service.elapsed import Elapsed
 from dovetail.service.forecasts import Forecasts
 from dovetail.service.nodes import Nodes
+from dovetail.service.outlooks import Foreseen, Outlooks, foreseen, warnings
 from dovetail.service.server_state import ServerFacts, ServerState
 from dovetail.service.views import event_view, job_view, metric_view
 from dovetail.settings import Settings
@@ -52,6 +55,8 @@ from dovetail_workers.log import read_log
 from dovetail_workers.storage.protocol import Storage
 
 log = logging.getLogger(__name__)
+
+_THIS = "(this job)"
 
 
 class Platform:
@@ -68,6 +73,7 @@ class Platform:
         nudge: Callable[[], None],
         code: CodeShelf,
         forecasts: Forecasts,
+        outlooks: Outlooks,
         settings: Settings,
         url: str,
     ) -> None:
@@ -76,7 +82,7 @@ class Platform:
         self._server = server
         self._settings, self._url = settings, url
         self._nodes = Nodes(settings, state, store)
-        self._code, self._forecasts = code, forecasts
+        self._code, self._forecasts, self._outlooks = code, forecasts, outlooks
         self._born_s = time.monotonic()
         self.on_shutdown: Callable[[], None] = lambda: None
         self.stop_ray = False
@@ -85,51 +91,58 @@ class Platform:
         self, spec: JobSpec, key: str | None, user: str, code: str | None = None
     ) -> tuple[JobView, bool]:
         spec, _ = self._code.resolve(spec, code)
+        if key is None or not self._store.has(key):
+            self._refuse_too_large(spec, code)
         job, created = self._store.submit(spec.to_json(), user=user, key=key, now=_now(), code=code)
         self._changed()
         return self._view(job), created
 
+    def _refuse_too_large(self, spec: JobSpec, code: str | None) -> None:
+        """As far as it is known without a wait: by a kept forecast, and the devices of now."""
+        if spec.family is None or (answer := self._forecasts.kept(spec, code)) is None:
+            return
+        job = picture.queued_job(_THIS, spec, seq=0, found=foreseen(_THIS, answer))
+        if (cause := never_fits(job, self._state.facts.nodes or ())) is not None:
+            raise UserError(f"job {spec.name}: {cause}")
+
     def plan(self, spec: JobSpec, code: str | None = None) -> PlanView:
         """The scheduler's answer for one more job in the queue as it stands, and its memory."""
         spec, would_run = self._code.resolve(spec, code)
-        foreseen = self._foresee(spec, code)
+        forecast, found = self._foresee(spec, code)
         active = self._store.active()
-        asked = picture.queued_job("(this job)", spec, seq=1 << 62)
-        elapsed = Elapsed(time.monotonic)
-        view = picture.cluster_view(self._state.facts.nodes, active, _now(), elapsed)
+        asked = picture.queued_job(_THIS, spec, seq=1 << 62, found=found)
+        nodes, elapsed = self._state.facts.nodes, Elapsed(time.monotonic)
+        view = picture.cluster_view(nodes, active, _now(), elapsed, self._outlooks)
         view = picture.with_queued(view, asked)
         decisions = schedule(view, POLICIES["priority"], _now())
         (decision,) = (item for item in decisions if item.job_id == asked.id)
+        place, reason, message = None, "PLACED", ""
         if isinstance(decision, Start):
             place = PlacementView(node=decision.node, device=decision.device)
-            return PlanView(
-                spec=spec.to_json(),
-                placement=place,
-                reason="PLACED",
-                message=decision.reason,
-                code=would_run,
-                forecast=foreseen,
-            )
+            message = decision.reason
+        else:
+            reason, message = decision.reason, decision.message
         return PlanView(
             spec=spec.to_json(),
-            placement=None,
-            reason=decision.reason,
-            message=decision.message,
+            placement=place,
+            reason=reason,
+            message=message,
             code=would_run,
-            forecast=foreseen,
+            forecast=forecast,
+            warnings=warnings(spec, found),
         )
 
-    def _foresee(self, spec: JobSpec, code: str | None) -> ForecastView | None:
-        """None for a script, and for a family whose step cannot be foreseen."""
+    def _foresee(self, spec: JobSpec, code: str | None) -> tuple[ForecastView | None, Foreseen]:
+        """No forecast for a script, and for a family whose step cannot be foreseen."""
         if spec.family is None:
-            return None
+            return None, Foreseen(job_id=_THIS, cause="it is a script")
         try:
             with self._code.opened(code) as folder:
                 answer = self._forecasts.of(spec, workdir=folder, code=code)
         except UserError as error:
             log.info("no forecast name=%s: %s", spec.name, error)
-            return None
-        return ForecastView.model_validate(answer["forecast"])
+            return None, Foreseen(job_id=_THIS, cause=str(error))
+        return ForecastView.model_validate(answer["forecast"]), foreseen(_THIS, answer)
 
     def code(self, sha256: str) -> CodeView:
         return self._code.find(sha256)
@@ -211,17 +224,20 @@ class Platform:
             active, counts = self._store.active(), self._store.counts()
         except DatabaseLost as lost:
             outage = lost.message
-        holders = {(item.node_id, item.device): item.job_id for item in picture.holdings(active)}
+        held = picture.holdings(active)
         nodes = tuple(
             NodeStatus(
                 id=node.id,
                 name=node.name,
                 cpus=node.cpus,
                 devices=tuple(
-                    DeviceStatus(
-                        name=device.name,
-                        bytes=device.bytes,
-                        job=holders.get((node.id, device.name)),
+                    _device_status(
+                        device,
+                        [
+                            item
+                            for item in held
+                            if (item.node_id, item.device) == (node.id, device.name)
+                        ],
                     )
                     for device in node.devices
                 ),
@@ -274,6 +290,13 @@ class Platform:
     def _changed(self) -> None:
         self._changes.bump()
         self._nudge()
+
+
+def _device_status(device: DeviceView, held: Sequence[Holding]) -> DeviceStatus:
+    jobs = tuple(holding.job_id for holding in held)
+    return DeviceStatus(
+        name=device.name, bytes=device.bytes, job=jobs[0] if jobs else None, jobs=jobs
+    )
 
 
 def _standing_by(server: ServerFacts) -> str | None:

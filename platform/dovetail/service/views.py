@@ -43,7 +43,7 @@ def job_view(job: JobRecord, storage: Storage) -> JobView:
             CheckpointView(step=item.step, uri=item.uri, bytes=item.bytes)
             for item in job.checkpoints
         ),
-        memory=MemoryView.model_validate(asdict(job.memory)),
+        memory=_memory(job),
         files=_files(job, storage),
         origin=job.origin_job,
         code=job.code,
@@ -78,6 +78,16 @@ def _progress(job: JobRecord) -> ProgressView:
         return ProgressView()
     eta_s = None if job.state.terminal else job.progress.eta_s
     return ProgressView(**asdict(job.progress), eta_s=eta_s)
+
+
+def _memory(job: JobRecord) -> MemoryView:
+    known = asdict(job.memory)
+    if job.memory.forecast_bytes is not None:
+        known["provenance"] = job.memory.provenance or "traced"  # the worker itself said it first
+    declared = job.spec["resources"]["memory"]
+    if job.spec["script"] is not None and isinstance(declared, int):
+        known["provenance"] = "declared"
+    return MemoryView.model_validate(known)
 
 
 def _attempt(attempt: AttemptRecord) -> AttemptView:

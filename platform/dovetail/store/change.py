@@ -54,6 +54,7 @@ def facts_of(job: Job) -> JobFacts:
         reason=job.reason,
         attempt=job.attempts[-1].number if job.attempts else 0,
         losses=ends.count(Reason.WORKER_LOST) + ends.count(Reason.LAUNCH_FAILED),
+        shortages=ends.count(Reason.OUT_OF_MEMORY),
         failures=ends.count(Reason.PROGRAM_FAILED),
         retry_max=retry["max"],
         retry_on_failure="failure" in retry["on"],

@@ -82,11 +82,13 @@ class ProgressRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRecord:
-    """Bytes, None until known. `peak_bytes` is the highest growth over `base_bytes` so far; what
-    follows `base_bytes` is the newest attempt's, of the tensile policy.
+    """Bytes, None until known. `provenance` is how the forecast was made, `peak_bytes` the highest
+    growth over `base_bytes` so far; what follows `base_bytes` is the newest attempt's, of the
+    tensile policy.
     """
 
     forecast_bytes: int | None = None
+    provenance: str | None = None
     peak_bytes: int | None = None
     budget_bytes: int | None = None
     base_bytes: int | None = None

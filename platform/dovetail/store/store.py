@@ -129,6 +129,11 @@ class Store:
                 clash = error  # another submit took this key or this random id: look again
         raise DovetailError(f"the job could not be stored: {clash.orig}; try again") from clash
 
+    def has(self, key: str) -> bool:
+        """Whether a job was submitted under this key."""
+        with self._read() as session:
+            return bool(session.scalar(select(exists().where(Job.submit_key == key))))
+
     def job(self, ref: str) -> JobRecord:
         """The job of this id, newest of this name, or only one whose id starts so (from 4 letters).
 
@@ -256,15 +261,34 @@ class Store:
                 )
             return True
 
-    def set_forecast(self, job_id: str, peak_bytes: int) -> bool:
-        """Keep what a job's memory was foreseen to peak at; True if that was not known. The worker
-        of a managed job says it too, and is right.
+    def set_forecast(self, job_id: str, peak_bytes: int, provenance: str = "traced") -> bool:
+        """Keep what a job's memory was foreseen to peak at, and how; True if that was not known.
+        The worker of a managed job says it too, and is right.
         """
         with self._write() as session:
             job = _locked(session, job_id)
             if job.memory.get("forecast_bytes") is not None:
                 return False
-            job.memory = {**job.memory, "forecast_bytes": peak_bytes}
+            job.memory = {**job.memory, "forecast_bytes": peak_bytes, "provenance": provenance}
+            return True
+
+    def tell(self, job_id: str, kind: str, message: str, now: datetime) -> bool:
+        """A line of a job's story that changes nothing else; True if it was not told before."""
+        said = exists().where(Event.job_id == job_id, Event.kind == kind, Event.message == message)
+        with self._write() as session:
+            job = _locked(session, job_id)
+            if session.scalar(select(said)):
+                return False
+            session.add(
+                Event(
+                    job_id=job_id,
+                    at=now,
+                    kind=kind,
+                    state=job.state,
+                    reason=job.reason,
+                    message=message,
+                )
+            )
             return True
 
     def mark_stop_requested(self, job_id: str, attempt: int, now: datetime) -> bool:

@@ -1,0 +1,174 @@
+"""What is known of the memory of the jobs that are not over, and what the scheduler makes of it.
+
+Nothing of it is stored: after a restart it is asked for again, and the kept forecasts answer.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dovetail.scheduler.view import Sharing
+from dovetail_jobs.spec import JobSpec
+from dovetail_jobs.units import format_bytes
+from tensile.coordinator import Profile, Rung, declared
+
+Provenance = Literal["traced", "measured", "declared"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """A job's step peaks at so many bytes, if nothing is done about it; `profile` is what it asks
+    of a device that it shares. Where nothing could be found out, `cause` says why.
+    """
+
+    job_id: str
+    peak_bytes: int | None = None
+    profile: Profile | None = None
+    provenance: Provenance = "traced"
+    cause: str | None = None
+
+
+def foreseen(job_id: str, answer: dict[str, Any]) -> Foreseen:
+    """From a kept forecast. A peak that was measured since corrects all of it, if it is higher than
+    the profile's: that has room for what a process takes beside its tensors.
+
+    Raises KeyError, TypeError or ValueError for an answer that is none.
+    """
+    peak_bytes = answer["forecast"]["peak_bytes"]
+    measured_bytes = answer.get("measured_bytes") or 0
+    profile = Profile.from_json(answer["profile"]) if "profile" in answer else None
+    expected_bytes = peak_bytes if profile is None else profile.peak_bytes
+    if measured_bytes <= expected_bytes:
+        return Foreseen(job_id=job_id, peak_bytes=peak_bytes, profile=profile)
+    return Foreseen(
+        job_id=job_id,
+        peak_bytes=measured_bytes,
+        profile=None if profile is None else scaled(profile, measured_bytes / expected_bytes),
+        provenance="measured",
+    )
+
+
+class Outlooks:
+    """Filled by the daemon, read by the use cases too."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[str, Foreseen] = {}
+
+    def put(self, found: Foreseen) -> None:
+        with self._lock:
+            self._known[found.job_id] = found
+
+    def of(self, job_id: str) -> Foreseen | None:
+        with self._lock:
+            return self._known.get(job_id)
+
+    def forget_all_but(self, job_ids: Collection[str]) -> None:
+        with self._lock:
+            self._known = {key: found for key, found in self._known.items() if key in job_ids}
+
+
+def sharing(spec: JobSpec, found: Foreseen | None, shortages: int = 0) -> Sharing:
+    """What the scheduler is told of a job; None is found while it is asked for. After as many
+    `shortages`, ends for want of memory, it has no more neighbours.
+    """
+    share, alone = spec.resources.share if spec.shares else False, _alone(spec, found)
+    if shortages and spec.shares:
+        share, alone = False, "it ran out of memory before"
+    return Sharing(
+        share=share,
+        profile=_profile(spec, found),
+        alone=alone,
+        min_speed=spec.resources.min_speed,
+        priority=spec.priority,
+    )
+
+
+def warnings(spec: JobSpec, found: Foreseen) -> tuple[str, ...]:
+    """What the user should know: that the job cannot share, that an earlier one took more than was
+    foreseen, that less is reserved than it will want.
+    """
+    said = []
+    if spec.family is not None and (alone := _alone(spec, found)) is not None:
+        said.append(f"{alone}, so it waits for a device of its own")
+    if found.provenance == "measured" and found.peak_bytes is not None:
+        said.append(
+            f"a job of this configuration took {format_bytes(found.peak_bytes)}, more than was "
+            "foreseen; that is what is counted with"
+        )
+    if (short := _short(spec, found)) is not None:
+        said.append(short)
+    return tuple(said)
+
+
+def _short(spec: JobSpec, found: Foreseen) -> str | None:
+    reserved, peak_bytes = spec.resources.memory, found.peak_bytes
+    if not isinstance(reserved, int) or peak_bytes is None or reserved >= peak_bytes:
+        return None
+    said = (
+        f"resources.memory: {format_bytes(reserved)} is below the forecast peak of "
+        f"{format_bytes(peak_bytes)}"
+    )
+    if spec.memory.policy == "none":
+        return (
+            f"{said}, and nothing keeps the job to it; reserve more, or use memory.policy: tensile"
+        )
+    least_bytes = found.profile.minimum_bytes if found.profile is not None else 0
+    if reserved < least_bytes:
+        return f"{said}, and below {format_bytes(least_bytes)}, the least that a plan of it keeps"
+    return f"{said}; the job is kept to it and pays with time"
+
+
+def capped(profile: Profile, cap_bytes: int) -> Profile:
+    """Of a job that is kept to so many bytes. Its speed counts from the best that they allow."""
+    rungs = [rung for rung in profile.rungs if rung.bytes <= cap_bytes]
+    return Profile(rungs=tuple(rungs or profile.rungs[-1:]))
+
+
+def scaled(profile: Profile, factor: float) -> Profile:
+    """Of a job that takes so many times the memory that was foreseen."""
+    return Profile(
+        rungs=tuple(
+            Rung(
+                bytes=math.ceil(rung.bytes * factor),
+                step_s=rung.step_s,
+                curve=tuple(math.ceil(held * factor) for held in rung.curve),
+            )
+            for rung in profile.rungs
+        )
+    )
+
+
+def _alone(spec: JobSpec, found: Foreseen | None) -> str | None:
+    """Why a job that would share a device cannot."""
+    if not spec.shares or _profile(spec, found) is not None:
+        return None
+    if found is None:
+        return "its memory is not foreseen yet"
+    return f"its memory cannot be foreseen ({found.cause or 'there is no profile of its step'})"
+
+
+def _profile(spec: JobSpec, found: Foreseen | None) -> Profile | None:
+    """None for a job that keeps to no part of a device, and for one of which nothing is known."""
+    reserved = spec.resources.memory
+    if spec.script is not None:
+        return declared(reserved) if isinstance(reserved, int) and reserved else None
+    if spec.memory.policy == "none" or found is None:
+        return None
+    if found.profile is None:
+        return declared(reserved) if isinstance(reserved, int) and reserved else None
+    caps = [cap for cap in (reserved, _budget_bytes(spec, found)) if isinstance(cap, int)]
+    return capped(found.profile, min(caps)) if caps else found.profile
+
+
+def _budget_bytes(spec: JobSpec, found: Foreseen) -> int | None:
+    budget = spec.memory.budget
+    if isinstance(budget, int):
+        return budget
+    if budget == "auto" or found.peak_bytes is None:
+        return None
+    return int(found.peak_bytes * float(budget.rstrip("%")) / 100)

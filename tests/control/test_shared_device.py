@@ -1,0 +1,199 @@
+"""Several jobs on one device, through the daemon's loop: who starts, who waits and what is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dovetail.service.code import CodeShelf
+from dovetail.service.forecasts import Forecasts
+from dovetail.service.foresight import Foresight
+from dovetail.service.outlooks import Foreseen
+from dovetail.store.records import JobRecord
+from dovetail_jobs.lifecycle import Reason, State
+from dovetail_jobs.spec import JobSpec
+from dovetail_workers.reports import Ended, MemoryUsed
+from dovetail_workers.storage.local import LocalStorage
+from helpers.bench import Bench
+from helpers.build import MIB, profile
+
+LADDER = profile((600 * MIB, 1.0), (300 * MIB, 1.2), (200 * MIB, 2.0))
+
+
+class Room(Bench):
+    """Jobs of one device of 1 GiB, whose forecasts come when they are told."""
+
+    def managed(self, name: str, **resources: Any) -> str:
+        spec = JobSpec.model_validate(
+            {
+                "name": name,
+                "family": "swin",
+                "train": {"steps": 1},
+                "memory": {"policy": "tensile"},
+                "resources": resources,
+            }
+        )
+        job, _ = self.store.submit(spec.to_json(), user="u", key=None, now=self.now)
+        self.turn()
+        return job.id
+
+    def foresee(self, *job_ids: str) -> None:
+        for job_id in job_ids:
+            found = Foreseen(job_id=job_id, peak_bytes=LADDER.peak_bytes, profile=LADDER)
+            self.daemon.step([found])
+        self.turn()
+
+    def finish(self, job_id: str) -> None:
+        self.cluster.begin(f"{job_id}.1")
+        self.cluster.finish(f"{job_id}.1")
+        self.turn()
+
+
+def test_three_jobs_that_share_run_at_once(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    jobs = [room.managed(name, share=True) for name in "abc"]
+    waiting = room.job(jobs[1])
+    assert waiting.reason is Reason.WAITING_FOR_DEVICE
+    assert waiting.message.startswith(
+        "waits for a device of its own, since its memory is not foreseen yet: cpu:0 on n1 is held"
+    )
+    room.foresee(*jobs)
+    assert [room.job(job_id).state for job_id in jobs] == [State.STARTING] * 3
+    launches = [room.cluster.launched[f"{job_id}.1"] for job_id in jobs]
+    assert {(launch.device, launch.share, launch.priority) for launch in launches} == {
+        ("cpu:0", True, 50)
+    }
+    room.store.close()
+
+
+def test_two_jobs_that_keep_the_device_busy_run_one_after_the_other(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=1.0)
+    first, second = room.managed("a", cpus=0.5), room.managed("b", cpus=0.5)
+    room.foresee(first, second)
+    waiting = room.job(second)
+    assert (waiting.state, waiting.reason) == (State.QUEUED, Reason.WAITING_FOR_DEVICE)
+    assert "is kept busy: with this job too it would do" in waiting.message
+    room.finish(first)
+    assert room.job(second).state is State.STARTING
+    room.store.close()
+
+
+def test_two_jobs_that_leave_the_device_idle_run_together(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=2.0)
+    jobs = [room.managed(name) for name in "ab"]
+    room.foresee(*jobs)
+    assert [room.job(job_id).state for job_id in jobs] == [State.STARTING] * 2
+    room.store.close()
+
+
+def test_a_job_whose_forecast_cannot_be_had_waits_for_a_device_of_its_own(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    first, second = room.managed("a", share=True), room.managed("b", share=True)
+    room.foresee(first)
+    room.daemon.step([Foreseen(job_id=second, cause="its step cannot be traced")])
+    room.turn()
+    said = "its memory cannot be foreseen (its step cannot be traced)"
+    waiting = room.job(second)
+    assert waiting.message.startswith(f"waits for a device of its own, since {said}")
+    (warned,) = (event for event in room.store.events(second) if event.kind == "Warned")
+    assert warned.message == f"{said}, so it waits for a device of its own"
+    room.daemon.step([Foreseen(job_id=second, cause="its step cannot be traced")])  # and only once
+    assert [event.kind for event in room.store.events(second)].count("Warned") == 1
+    room.finish(first)
+    assert room.job(second).state is State.STARTING
+    room.store.close()
+
+
+def test_a_script_shares_only_what_it_declares(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    small = [room.submit(name, resources={"memory": "400MiB"}) for name in "ab"]
+    assert [room.job(job_id).state for job_id in small] == [State.STARTING] * 2
+    third = room.submit("c", resources={"memory": "400MiB"})
+    assert "leaves 224MiB, and this job needs 400MiB at least" in room.job(third).message
+    whole = room.submit("d")
+    assert room.job(whole).state is State.QUEUED
+    assert [room.cluster.launched[f"{job_id}.1"].share for job_id in small] == [True, True]
+    room.store.close()
+
+
+def test_a_new_server_leaves_holders_alone_until_they_are_foreseen_again(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    first = room.managed("a", share=True)
+    room.foresee(first)
+    room.cluster.begin(f"{first}.1")
+    room.turn()
+    live = room.cluster.live
+    room.daemon = room.new_daemon()
+    room.cluster.live |= live
+    room.turn()
+    second = room.managed("b", share=True)
+    room.foresee(second)
+    assert "cannot share it: its memory is not foreseen yet" in room.job(second).message
+    room.foresee(first)
+    assert room.job(second).state is State.STARTING
+    assert room.job(first).state is State.RUNNING
+    room.store.close()
+
+
+def test_a_job_that_ran_out_of_memory_gets_a_device_of_its_own(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    jobs = [room.managed(name, share=True) for name in "ab"]
+    room.foresee(*jobs)
+    room.cluster.begin(f"{jobs[0]}.1")
+    cause = "out of memory: a step found none"
+    room.cluster.end(f"{jobs[0]}.1", Ended(outcome="out_of_memory", exit_code=2, message=cause))
+    room.turn()
+    waiting = room.job(jobs[0])
+    assert waiting.attempts[0].reason is Reason.OUT_OF_MEMORY
+    assert waiting.message.startswith(
+        "waits for a device of its own, since it ran out of memory before: cpu:0 on n1 is held by"
+    )
+    (told,) = (e for e in room.store.events(jobs[0]) if e.kind == "MemoryRanOut")
+    assert told.message == (
+        f"attempt 1 ended: {cause}; attempt 2 gets a device of its own and resumes from the newest "
+        "checkpoint"
+    )
+    room.finish(jobs[1])
+    assert room.job(jobs[0]).state is State.STARTING
+    assert f"{jobs[0]}.2" in room.cluster.launched
+    room.store.close()
+
+
+def test_a_declared_memory_below_the_forecast_is_told_in_the_story(tmp_path: Path) -> None:
+    room = Room(tmp_path)
+    job_id = room.managed("a", memory="250MiB")
+    room.foresee(job_id)
+    (warned,) = (event for event in room.store.events(job_id) if event.kind == "Warned")
+    assert warned.message.startswith(
+        "resources.memory: 250MiB is below the forecast peak of 600MiB"
+    )
+    room.store.close()
+
+
+@pytest.mark.parametrize(("peak_bytes", "learnt"), [(700 * MIB, [700 * MIB]), (500 * MIB, [])])
+def test_an_attempt_that_took_more_than_was_foreseen_is_learnt_from(
+    tmp_path: Path, peak_bytes: int, learnt: list[int]
+) -> None:
+    heard: list[int] = []
+
+    class Pupil(Foresight):
+        def ask(self, job: JobRecord) -> None:
+            """Told by the test."""
+
+        def learn(self, job: JobRecord, peak_bytes: int) -> None:
+            heard.append(peak_bytes)
+
+    code = CodeShelf(LocalStorage(tmp_path / "code"), 1)
+    room = Room(tmp_path, foresight=lambda put: Pupil(Forecasts(tmp_path), code, put))
+    job_id = room.managed("a")
+    room.foresee(job_id)
+    room.cluster.begin(f"{job_id}.1")
+    room.cluster.report(f"{job_id}.1", MemoryUsed(base_bytes=1, peak_bytes=peak_bytes))
+    room.turn()
+    assert heard == []
+    room.cluster.lose(f"{job_id}.1")
+    room.turn()
+    assert list(dict.fromkeys(heard)) == learnt
+    room.store.close()
