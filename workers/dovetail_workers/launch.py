@@ -10,7 +10,8 @@ from typing import Any
 class Launch:
     """`spec` is the resolved JSON of the job. `resume_from` lists storage prefixes whose
     checkpoints may serve, best first. `code` is the sha256 of the code snapshot to run; without it
-    the program runs in the spec's `workdir` as that is.
+    the program runs in the spec's `workdir` as that is. With `share` the attempt joins its device's
+    broker, where `weight` and `priority` count.
     """
 
     job_id: str
@@ -23,6 +24,9 @@ class Launch:
     storage_uri: str
     resume_from: tuple[str, ...] = ()
     code: str | None = None
+    share: bool = False
+    weight: float = 1.0
+    priority: int = 0
 
     @property
     def attempt_id(self) -> str:
