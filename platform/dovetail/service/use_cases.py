@@ -23,7 +23,9 @@ from dovetail.service.contract import (
     ClusterStatus,
     CodeView,
     DatabaseStatus,
+    DeviceHistoryView,
     DeviceStatus,
+    DeviceUseView,
     EventView,
     ForecastView,
     JobView,
@@ -37,6 +39,7 @@ from dovetail.service.contract import (
     ServerOptions,
     ServerStatus,
 )
+from dovetail.service.devices import Devices
 from dovetail.service.elapsed import Elapsed
 from dovetail.service.forecasts import Forecasts
 from dovetail.service.nodes import Nodes
@@ -76,6 +79,7 @@ class Platform:
         self._server = server
         self._settings, self._url = settings, url
         self._nodes = Nodes(settings, state, store)
+        self._devices = Devices(state, store)
         self._code, self._forecasts = code, forecasts
         self._born_s = time.monotonic()
         self.on_shutdown: Callable[[], None] = lambda: None
@@ -251,6 +255,12 @@ class Platform:
             nodes=nodes,
             counts=counts,
         )
+
+    def devices(self) -> list[DeviceUseView]:
+        return self._devices.now()
+
+    def device_histories(self) -> list[DeviceHistoryView]:
+        return self._devices.history()
 
     def add_nodes(self, count: int) -> NodesChanged:
         return self._nodes.add(count)
