@@ -10,8 +10,8 @@ from typing import Any
 class Launch:
     """`spec` is the resolved JSON of the job. `resume_from` lists storage prefixes whose
     checkpoints may serve, best first. `code` is the sha256 of the code snapshot to run; without it
-    the program runs in the spec's `workdir` as that is. With `share` the attempt joins its device's
-    broker, where `weight` and `priority` count.
+    the program runs in the spec's `workdir` as that is. An attempt with `share` joins the broker of
+    its device, with that weight and priority.
     """
 
     job_id: str

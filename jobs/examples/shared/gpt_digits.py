@@ -12,11 +12,12 @@ import json
 import os
 from pathlib import Path
 
-import tensile
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
+
+import tensile
 
 GREYS, CLASSES, PIXELS = 17, 10, 64
 HELD_OUT = 297
