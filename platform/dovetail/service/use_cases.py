@@ -79,9 +79,9 @@ class Platform:
         self._server = server
         self._settings, self._url = settings, url
         self._nodes = Nodes(settings, state, store)
-        self._devices = Devices(state, store)
         self._code, self._forecasts = code, forecasts
         self._born_s = time.monotonic()
+        self._devices = Devices(state, store)
         self.on_shutdown: Callable[[], None] = lambda: None
         self.stop_ray = False
 
