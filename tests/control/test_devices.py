@@ -48,7 +48,6 @@ def share(job: str, **changes: Any) -> JobShare:
         "rung": 1,
         "rungs": 3,
         "speed": 0.8,
-        "silent_s": 0.0,
         "message": "",
         "resident_bytes": 500 * MIB,
         "file_bytes": 100 * MIB,
@@ -113,13 +112,6 @@ def test_who_joined_the_broker_by_hand_is_seen_too(bench: Bench) -> None:
     assert (use.job, use.name, use.lease_bytes) == ("my-notebook", None, 300 * MIB)
     (history,) = Devices(bench.state, bench.store).history()
     assert history.samples[0].jobs[0].job == "my-notebook"
-
-
-def test_a_job_that_does_not_answer_is_told_apart(bench: Bench) -> None:
-    job_id = running(bench)
-    bench.cluster.share("cpu:0", share(f"{job_id}.1", silent_s=31.0))
-    bench.turn()
-    assert uses(bench).jobs[0].message == "did not ask for 31 s"
 
 
 def test_a_lost_cluster_takes_the_present_and_leaves_the_past(bench: Bench) -> None:

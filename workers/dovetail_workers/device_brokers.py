@@ -20,7 +20,7 @@ from dovetail_workers.process_tree import pids_by_attempt
 from dovetail_workers.shared_device import DeviceShares, JobShare, socket_path
 from tensile import resident
 from tensile.coordinator.broker import Broker, BrokerError
-from tensile.coordinator.coordinator import SILENT_AFTER_S, Share
+from tensile.coordinator.coordinator import Share
 
 AGAIN_S = 0.5
 
@@ -89,7 +89,6 @@ def _job_share(share: Share, pids: Mapping[str, Iterable[int]]) -> JobShare:
         rung=share.rung,
         rungs=share.rungs,
         speed=share.speed,
-        silent_s=float(int(share.silent_s)) if share.silent_s > SILENT_AFTER_S else 0.0,
         message=share.message,
         resident_bytes=sum(each.total_bytes for each in pages) if pages else None,
         file_bytes=sum(each.file_bytes for each in pages) if pages else None,

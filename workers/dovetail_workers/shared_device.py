@@ -32,7 +32,6 @@ class JobShare:
     rung: int
     rungs: int
     speed: float
-    silent_s: float
     message: str
     resident_bytes: int | None = None
     file_bytes: int | None = None

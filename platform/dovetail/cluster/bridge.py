@@ -41,6 +41,7 @@ WATCH_S = 20.0
 CAUSE_TIMEOUT_S = 5.0
 LAUNCH_TIMEOUT_S = 60.0
 JOIN_TIMEOUT_S = 60.0
+SHARED_PART = 0.001  # of a device, in Ray's books: how many share it is the scheduler's to decide
 HICCUP_S = 0.5  # before a worker that was unreachable is asked again
 
 
@@ -204,6 +205,7 @@ class Bridge:
         if launch.attempt_id in self._workers:
             return
         self._places[launch.attempt_id] = node_id
+        part = SHARED_PART if launch.share else 1.0
         try:
             worker = kind.options(
                 name=actor_name(launch),
@@ -211,7 +213,7 @@ class Bridge:
                 get_if_exists=True,  # an earlier bridge may have made it just before it died
                 num_cpus=command["cpus"],
                 num_gpus=0,
-                resources={f"device:{launch.device}": 1.0} if self._owned else None,
+                resources={f"device:{launch.device}": part} if self._owned else None,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             ).remote(launch.to_json())
             self._workers[launch.attempt_id] = worker

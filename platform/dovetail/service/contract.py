@@ -400,7 +400,7 @@ class JobUseView(_View):
     swapped_out_bytes: int | None = None
     """What left the device so far."""
     message: str = ""
-    """What it waits for, or what is odd about it."""
+    """What it waits for."""
 
 
 class DeviceUseView(_View):

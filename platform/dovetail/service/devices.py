@@ -111,9 +111,6 @@ def _stranger(share: JobShare) -> JobUseView:
 def _share_fields(share: JobShare | None, job: JobRecord | None) -> dict[str, object]:
     if share is None:
         return {}
-    said = share.message
-    if share.silent_s:
-        said = said or f"did not ask for {share.silent_s:.0f} s"
     return {
         "admitted": share.admitted,
         "lease_bytes": share.lease_bytes,
@@ -123,7 +120,7 @@ def _share_fields(share: JobShare | None, job: JobRecord | None) -> dict[str, ob
         "rung": share.rung + 1,
         "rungs": share.rungs,
         "speed": share.speed,
-        "message": said,
+        "message": share.message,
     }
 
 
