@@ -41,7 +41,7 @@ WATCH_S = 20.0
 CAUSE_TIMEOUT_S = 5.0
 LAUNCH_TIMEOUT_S = 60.0
 JOIN_TIMEOUT_S = 60.0
-SHARED_PART = 0.001  # of a device, in Ray's books: how many share it is the scheduler's to decide
+SHARED_PART = 0.001  # of a device's resource: of those who share it the scheduler keeps the books
 HICCUP_S = 0.5  # before a worker that was unreachable is asked again
 
 
