@@ -371,7 +371,7 @@ class NodesChanged(_View):
 
 
 class JobUseView(_View):
-    """What a job has of a device. Those without a lease have it alone; the rest is null then."""
+    """What a job has of a device. Most is null without a lease: it has it alone, or only starts."""
 
     job: str
     """Its id."""

@@ -68,12 +68,12 @@ class Devices:
     def _use(self, node: NodeView, device: DeviceView, active: list[JobRecord]) -> DeviceUseView:
         shared = self._state.devices.now(node.id, device.name)
         shares = {share.job: share for share in shared.jobs} if shared is not None else {}
-        uses, alone = [], False
+        alone = not shares
+        uses = []
         for job in active:
             for attempt in job.unreleased:
                 if (attempt.node_id, attempt.device) == (node.id, device.name):
                     share = shares.pop(attempt.attempt_id, None)
-                    alone = alone or share is None
                     uses.append(_job_use(job, attempt, share))
         uses += [_stranger(share) for share in shares.values()]
         leased_bytes = sum(use.lease_bytes or 0 for use in uses)
@@ -81,7 +81,7 @@ class Devices:
             node=node.name,
             device=device.name,
             bytes=device.bytes,
-            free_bytes=None if alone else max(0, device.bytes - leased_bytes),
+            free_bytes=None if uses and alone else max(0, device.bytes - leased_bytes),
             jobs=tuple(uses),
         )
 
