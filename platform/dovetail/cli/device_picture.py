@@ -36,6 +36,7 @@ def draw(history: dict[str, Any], file: Path) -> None:
         _stack(axes, seconds, [_curve(samples, job, field) for job in names], labels)
         axes.axhline(history["bytes"] / _MIB, color="crimson", ls="--", label="the device")
         axes.set_ylabel(title)
+        axes.margins(x=0)
     held.set_title(f"{history['node']}/{history['device']}: each job's share of its memory")
     held.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     leased.set_xlabel(f"seconds since {moments[0]:%Y-%m-%d %H:%M:%S} UTC")
