@@ -45,13 +45,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def brokers() -> Iterator[DeviceBrokers]:
     brokers = DeviceBrokers(NODE, DEVICES)
-    brokers.start()
+    brokers.look()
     yield brokers
     brokers.stop()
 
 
 def shares(brokers: DeviceBrokers, device: str = "cpu:0") -> tuple[JobShare, ...]:
-    return next(each.jobs for each in brokers.devices() if each.device == device)
+    return next(each.jobs for each in brokers.look() if each.device == device)
 
 
 def lease(device: str, job: str, size_bytes: int) -> Lease:
@@ -61,7 +61,7 @@ def lease(device: str, job: str, size_bytes: int) -> Lease:
 
 
 def test_each_device_has_a_broker_of_its_own(brokers: DeviceBrokers) -> None:
-    assert brokers.devices() == (
+    assert brokers.look() == (
         DeviceShares(device="cpu:0", bytes=1000),
         DeviceShares(device="cpu:1", bytes=500),
     )
@@ -110,15 +110,29 @@ def test_an_agent_that_comes_while_the_last_one_dies_serves_after_it(
     with lease("cpu:0", "a.1", 900) as joined:
         assert joined.join(10)
         second = DeviceBrokers(NODE, DEVICES)
-        second.start()
         try:
-            assert "another broker serves it already" in capfd.readouterr().err
             assert shares(second) == ()
+            assert "another broker serves it already" in capfd.readouterr().err
             brokers.stop()
             wait_for("the job at the new broker", lambda: shares(second))
             assert shares(second)[0].lease_bytes == 900
         finally:
             second.stop()
+
+
+def test_a_device_of_another_size_is_divided_anew_among_those_who_are_there(
+    brokers: DeviceBrokers,
+) -> None:
+    with lease("cpu:0", "a.1", 900) as joined:
+        wait_for("its share", lambda: shares(brokers))
+        looked = {device.device: device for device in brokers.look({"cpu:0": 2000, "cpu:1": 500})}
+        assert (looked["cpu:0"].bytes, looked["cpu:1"].bytes) == (2000, 500)
+        wait_for("the job at the new broker", lambda: shares(brokers))
+        assert joined.is_connected
+        assert [(share.job, share.lease_bytes) for share in shares(brokers)] == [("a.1", 900)]
+        with lease("cpu:0", "b.1", 1000):
+            wait_for("room for another", lambda: len(shares(brokers)) == 2)
+            assert shares(brokers)[1].lease_bytes == 1000
 
 
 def test_what_a_dead_node_left_behind_is_removed_and_what_lives_is_not(
@@ -128,7 +142,7 @@ def test_what_a_dead_node_left_behind_is_removed_and_what_lives_is_not(
     for suffix in (".socket", ".lock"):
         (folder / f"dead-cpu-0{suffix}").touch()
     other = DeviceBrokers("beef" * 6, DEVICES[:1])
-    other.start()
+    other.look()
     try:
         assert not list(folder.glob("dead*"))
         with lease("cpu:0", "a.1", 900) as joined:
@@ -142,10 +156,11 @@ def test_a_folder_of_another_kind_is_said_and_costs_no_agent(
 ) -> None:
     socket_path(NODE, "cpu:0").parent.symlink_to(place)
     brokers = DeviceBrokers(NODE, DEVICES)
-    brokers.start()
+    for _ in range(2):
+        assert not any(device.jobs for device in brokers.look())
     brokers.stop()
     said = capfd.readouterr().err
-    assert "no broker for cpu:0 yet" in said
+    assert said.count("no broker for cpu:0 yet") == 1
     assert "belongs to another user" in said
 
 

@@ -109,15 +109,15 @@ class NodeAgent:
 
         self._devices = discover(cpu_devices, device_bytes)
         self._brokers = DeviceBrokers(ray.get_runtime_context().get_node_id(), self._devices)
-        self._brokers.start()
+        self._brokers.look()
         self._gauges = DeviceGauges()
 
     def devices(self) -> list[Device]:
         return self._devices
 
-    def shares(self) -> tuple[DeviceShares, ...]:
-        """How those who share the devices stand now."""
-        shares = self._brokers.devices()
+    def shares(self, sizes: dict[str, int]) -> tuple[DeviceShares, ...]:
+        """How those who share the devices stand now; `sizes` are the bytes to divide, by device."""
+        shares = self._brokers.look(sizes)
         self._gauges.take(shares)
         return shares
 

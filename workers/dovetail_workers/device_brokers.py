@@ -22,60 +22,62 @@ from tensile import resident
 from tensile.coordinator.broker import Broker, BrokerError
 from tensile.coordinator.coordinator import Share
 
-AGAIN_S = 0.5
-
 
 class DeviceBrokers:
-    """Serves from `start` to `stop`, or until the process ends: then the sockets close too."""
+    """Serves from the first look to `stop`, or until the process ends: then the sockets close too.
+    Any thread may call.
+    """
 
     def __init__(self, node_id: str, devices: Sequence[Device]) -> None:
-        self._devices = {socket_path(node_id, device.name): device for device in devices}
-        self._brokers: dict[Path, Broker] = {}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._start_rest, name="brokers", daemon=True)
+        self._paths = {device.name: socket_path(node_id, device.name) for device in devices}
+        self._sizes = {device.name: device.bytes for device in devices}
+        self._brokers: dict[str, Broker] = {}
+        self._said: set[str] = set()
+        self._guard = threading.Lock()
 
-    def start(self) -> None:
-        """Raises nothing: what cannot be served yet is said, and tried again."""
-        for complaint in self._start_missing():
-            print(complaint, file=sys.stderr, flush=True)
-        if len(self._brokers) < len(self._devices):
-            self._thread.start()
-
-    def devices(self) -> tuple[DeviceShares, ...]:
-        """How each device stands now. One that has no broker yet has no jobs."""
-        found = {path: broker.shares() for path, broker in list(self._brokers.items())}
+    def look(self, sizes: Mapping[str, int] | None = None) -> tuple[DeviceShares, ...]:
+        """How each device stands now. One that cannot be served yet has no jobs; it is tried again
+        at the next look. A device whose size is another in `sizes` (bytes by name) gets a new
+        broker, to which its jobs come back with what they hold.
+        """
+        with self._guard:
+            for name, size_bytes in (sizes or {}).items():
+                if self._sizes.get(name, size_bytes) != size_bytes:
+                    self._sizes[name] = size_bytes
+                    if name in self._brokers:
+                        self._brokers.pop(name).stop()
+            self._serve()
+            found = {name: broker.shares() for name, broker in self._brokers.items()}
         pids = pids_by_attempt() if any(found.values()) else {}
         return tuple(
             DeviceShares(
-                device=device.name,
-                bytes=device.bytes,
-                jobs=tuple(_job_share(share, pids) for share in found.get(path, ())),
+                device=name,
+                bytes=size_bytes,
+                jobs=tuple(_job_share(share, pids) for share in found.get(name, ())),
             )
-            for path, device in self._devices.items()
+            for name, size_bytes in self._sizes.items()
         )
 
     def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        while self._brokers:
-            self._brokers.popitem()[1].stop()
+        with self._guard:
+            while self._brokers:
+                self._brokers.popitem()[1].stop()
 
-    def _start_rest(self) -> None:
-        while len(self._brokers) < len(self._devices) and not self._stopping.wait(AGAIN_S):
-            self._start_missing()
-
-    def _start_missing(self) -> list[str]:
-        complaints = []
-        for path, device in self._devices.items():
-            if path not in self._brokers:
-                try:
-                    _own_folder(path.parent)
-                    _clear_dead(path.parent, keep=self._devices)
-                    self._brokers[path] = Broker(path, device.bytes, resumes=True).start()
-                except (BrokerError, OSError) as error:
-                    complaints.append(f"no broker for {device.name} yet: {error}")
-        return complaints
+    def _serve(self) -> None:
+        """Every device that is not served yet, where that can be; what is in the way is said
+        once.
+        """
+        for name in self._sizes.keys() - self._brokers.keys():
+            path = self._paths[name]
+            try:
+                _own_folder(path.parent)
+                _clear_dead(path.parent, keep=self._paths.values())
+                self._brokers[name] = Broker(path, self._sizes[name], resumes=True).start()
+            except (BrokerError, OSError) as error:
+                complaint = f"no broker for {name} yet: {error}"
+                if complaint not in self._said:
+                    self._said.add(complaint)
+                    print(complaint, file=sys.stderr, flush=True)
 
 
 def _job_share(share: Share, pids: Mapping[str, Iterable[int]]) -> JobShare:

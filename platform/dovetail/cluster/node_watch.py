@@ -153,7 +153,8 @@ class NodeWatch:
         told = None
         while not node.gone.is_set():
             try:
-                answer = self.unless_gone(node.id, node.agent.shares.remote())
+                sizes = {device.name: device.bytes for device in self._view(node).devices}
+                answer = self.unless_gone(node.id, node.agent.shares.remote(sizes))
                 devices = await asyncio.wait_for(answer, AGENT_TIMEOUT_S)
             except NodeGone:
                 return
