@@ -87,6 +87,9 @@ def main() -> int:
             say(f"{file.stem} alone, without the manager")
             alone[file.stem] = run([file], FREE)
     table(shared, alone)
+    print(
+        "the predicted speed counts what memory costs; the slowdown also the cores that are shared"
+    )
     print(f"the device's memory over time: {picture}")
     serial_s = sum(each.makespan_s for each in alone.values())
     print(
@@ -198,6 +201,7 @@ def _time_s(job: Json, key: str) -> float:
 def platform(*, devices: int, device_bytes: int | None) -> Iterator[None]:
     """A Dovetail of the demo's own, ended afterwards. It says each time what it starts."""
     size = [] if device_bytes is None else ["--device-memory", str(device_bytes)]
+    dovetail("down")  # what a demo that was killed left running
     dovetail("up", "--cpu-devices", str(devices), *size)
     try:
         yield
