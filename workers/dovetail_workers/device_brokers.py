@@ -48,12 +48,16 @@ class DeviceBrokers:
                         self._brokers.pop(name).stop()
             self._serve()
             found = {name: broker.shares() for name, broker in self._brokers.items()}
+        # On a CPU device the resident memory of processes is the device's; of a GPU it says nothing.
         pids = pids_by_attempt() if any(found.values()) else {}
         return tuple(
             DeviceShares(
                 device=name,
                 bytes=size_bytes,
-                jobs=tuple(_job_share(share, pids) for share in found.get(name, ())),
+                jobs=tuple(
+                    _job_share(share, pids if name.startswith("cpu:") else {})
+                    for share in found.get(name, ())
+                ),
             )
             for name, size_bytes in self._sizes.items()
         )
