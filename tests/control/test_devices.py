@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from dovetail.cli.main import main
+from dovetail.cli.node import holders
 from dovetail.cluster import wire
 from dovetail.cluster.protocol import ClusterLost, DevicesSeen
 from dovetail.service.contract import (
@@ -257,6 +258,12 @@ def test_devices_shows_a_line_for_each_job_and_for_each_free_device(
         ["n1", "cpu:1", "1GiB", "-", "p4x8cd", "alone", "-", "-", "-", "-", "-", "-", "running"],
         ["n1", "cpu:2", "1GiB", "1GiB", *["-"] * 9],
     ]  # fmt: skip
+
+
+def test_status_and_node_list_name_every_job_of_a_device() -> None:
+    assert holders({"job": "a", "jobs": ["a", "b"]}) == "a, b"
+    assert holders({"job": "a"}) == "a"
+    assert holders({"job": None, "jobs": []}) == ""
 
 
 def test_devices_and_top_say_the_contract_as_json(dovetail: Run, service: FakeService) -> None:

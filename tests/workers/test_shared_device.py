@@ -78,6 +78,21 @@ def test_only_its_user_may_join(brokers: DeviceBrokers) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize(("device", "is_told"), [("cpu:0", True), ("cuda:0", False)])
+def test_resident_memory_says_nothing_of_a_gpu(device: str, is_told: bool) -> None:
+    sleeper = subprocess.Popen(["sleep", "1000"], env={**os.environ, ATTEMPT_VARIABLE: "a.1"})
+    brokers = DeviceBrokers(NODE, [Device(name=device, bytes=1000)])
+    try:
+        brokers.look()
+        with lease(device, "a.1", 900):
+            (share,) = wait_for("its share", lambda: shares(brokers, device))
+        assert (share.resident_bytes is not None) == is_told
+    finally:
+        brokers.stop()
+        sleeper.kill()
+        sleeper.wait()
+
+
 def test_what_an_attempt_holds_is_counted_over_all_its_processes(brokers: DeviceBrokers) -> None:
     held = "import sys; memory = bytearray(b'x' * 2**25); print(flush=True); sys.stdin.read()"
     processes = [

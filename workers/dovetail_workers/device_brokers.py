@@ -48,7 +48,7 @@ class DeviceBrokers:
                         self._brokers.pop(name).stop()
             self._serve()
             found = {name: broker.shares() for name, broker in self._brokers.items()}
-        # On a CPU device the resident memory of processes is the device's; of a GPU it says nothing.
+        # What processes hold resident is a CPU device's memory, and says nothing of a GPU's.
         pids = pids_by_attempt() if any(found.values()) else {}
         return tuple(
             DeviceShares(
