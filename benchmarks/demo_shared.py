@@ -201,7 +201,8 @@ def _time_s(job: Json, key: str) -> float:
 def platform(*, devices: int, device_bytes: int | None) -> Iterator[None]:
     """A Dovetail of the demo's own, ended afterwards. It says each time what it starts."""
     size = [] if device_bytes is None else ["--device-memory", str(device_bytes)]
-    dovetail("down")  # what a demo that was killed left running
+    if find_server(Settings.from_environment()) is not None:
+        dovetail("down")  # a demo that was killed left it running
     dovetail("up", "--cpu-devices", str(devices), *size)
     try:
         yield

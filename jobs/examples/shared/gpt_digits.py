@@ -69,9 +69,9 @@ class DigitsGPT(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--checkpoint-every", type=int, default=40)
+    parser.add_argument("--checkpoint-every", type=int, default=30)
     options = parser.parse_args()
     torch.manual_seed(0)
     digits = sequences()
