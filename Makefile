@@ -4,7 +4,7 @@ BIN := .venv/bin
 SOURCES := platform jobs workers memory
 FORMATTED := $(SOURCES) tests benchmarks
 
-.PHONY: demo test test-long check format bench clean
+.PHONY: demo demo-shared test test-long check format bench clean
 
 # The main job: train a small Swin on real handwritten digits through CLI, server and Ray, then stop everything again.
 demo: .venv/.installed
@@ -12,6 +12,12 @@ demo: .venv/.installed
 	$(BIN)/dovetail submit --follow jobs/examples/swin-digits.yaml; code=$$?; \
 	$(BIN)/dovetail down; \
 	echo "the demo took $$(( $$(date +%s) - begin )) s; its files stay in .demo (make clean removes them)"; \
+	exit $$code
+
+# Three jobs share one CPU device that has half the memory they would take; compared with each of them alone.
+demo-shared: .venv/.installed
+	@$(BIN)/python benchmarks/demo_shared.py; code=$$?; \
+	echo "its files stay in .demo-shared (make clean removes them)"; \
 	exit $$code
 
 test: .venv/.installed-dev
@@ -38,7 +44,7 @@ bench: .venv/.installed-dev
 	$(BIN)/python benchmarks/memory_forecast.py
 
 clean:
-	rm -rf .demo .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .demo .demo-shared .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "dovetail needs Python 3.11 or newer; try: make PYTHON=python3.11")'

@@ -180,6 +180,16 @@ class Client:
         while status["database"]["state"] != "up":
             status, change = self.status(after=change)
 
+    def devices(self) -> list[Json]:
+        """Every device, with those who hold or share it."""
+        found: list[Json] = self._value("GET", "/devices")
+        return found
+
+    def device_histories(self) -> list[Json]:
+        """How the devices that jobs shared were shared of late."""
+        found: list[Json] = self._value("GET", "/devices/history")
+        return found
+
     def add_nodes(self, count: int = 1) -> list[str]:
         """Start extra nodes on the server's machine; their names. They are in the status soon."""
         return self._names("POST", "/nodes", body={"count": count}, wait_s=NODES_S)

@@ -26,6 +26,7 @@ from dovetail.cluster.protocol import (
     ClusterLost,
     ClusterUp,
     Deliver,
+    DevicesSeen,
     LaunchFailed,
     NodesSeen,
     Released,
@@ -250,7 +251,7 @@ class Daemon:
             for message in self._collect(left_s):
                 if isinstance(message, Stop):
                     return [message]
-                if not isinstance(message, Woken | Nudge):
+                if not isinstance(message, Woken | Nudge | DevicesSeen):
                     kept.append(message)
         return kept
 
@@ -299,6 +300,9 @@ class Daemon:
                 self._state.lost(message.cause)
             case NodesSeen():
                 self._state.nodes(message.nodes)
+            case DevicesSeen():
+                self._state.devices.saw(message, self._clock())
+                return  # each second, and no follower of a job waits for it
             case Woken():
                 self._to_read.add(message.attempt_id)
             case WorkerGone():

@@ -3,7 +3,10 @@
 import os
 import signal
 import socket
+import struct
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -11,14 +14,15 @@ import pytest
 
 from dovetail.cluster import ray_head
 from dovetail.cluster.fake import FakeCluster, one_node
-from dovetail.cluster.protocol import ClusterLost, ClusterUp, Released
+from dovetail.cluster.protocol import ClusterLost, ClusterUp, DevicesSeen, Released
 from dovetail.cluster.ray_cluster import RayCluster
 from dovetail.cluster.wire import BridgeSettings
 from dovetail_workers.launch import Launch
 from dovetail_workers.process_tree import processes_with
 from dovetail_workers.reports import Started
+from dovetail_workers.shared_device import JobShare, socket_path
 from dovetail_workers.storage.local import LocalStorage
-from helpers.attempts import alive, entries, wait_for
+from helpers.attempts import alive, entries, script_launch, wait_for
 from helpers.cluster_contract import ClusterContract, Listener
 
 
@@ -31,6 +35,30 @@ class TestFakeCluster(ClusterContract):
 
     def kill_worker(self, launch: Launch) -> None:
         self.fake.lose(launch.attempt_id)
+
+
+JOIN = """
+import os, pathlib, signal
+from tensile.coordinator import Member, declared
+from tensile.coordinator.lease import Lease
+
+member = Member(job=os.environ["TENSILE_JOB"], profile=declared(1000))
+with Lease(pathlib.Path(os.environ["TENSILE_BROKER"]), member) as lease:
+    assert lease.join(30)
+    signal.pause()
+"""
+
+
+def broker_pid(path: Path) -> int | None:
+    """The process that serves this socket; None while nobody does."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return None
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
 
 
 def ray_cluster(home: Path, listener: Listener, address: str | None = None) -> RayCluster:
@@ -104,6 +132,33 @@ class TestRayCluster(ClusterContract):
         self.cluster.release(launch.attempt_id, 0.5)
         self.listener.wait(Released, lambda e: e.attempt_id == launch.attempt_id)
         assert not alive(started.pid)
+
+    def test_an_attempt_that_shares_its_device_joins_the_broker_of_it(self) -> None:
+        program = self.storage / "join.py"
+        program.write_text(JOIN)
+        script = f"{sys.executable} {program}"
+        attempt = replace(script_launch(self.storage, script), job_id="sharing", share=True)
+        self.cluster.launch(attempt, self.node().id, 1.0)
+
+        def jobs(event: DevicesSeen) -> list[JobShare]:
+            return [
+                job for device in event.devices if device.device == "cpu:0" for job in device.jobs
+            ]
+
+        def is_in(event: DevicesSeen) -> bool:
+            return any(job.admitted and job.resident_bytes is not None for job in jobs(event))
+
+        (share,) = jobs(self.listener.wait(DevicesSeen, is_in))
+        assert (share.job, share.lease_bytes, share.rung) == (attempt.attempt_id, 1000, 0)
+        self.listener.forget_all(DevicesSeen)
+        self.cluster.release(attempt.attempt_id, 0.5)
+        assert self.listener.wait(DevicesSeen, lambda event: not jobs(event)).node_id
+
+    def test_an_agent_that_was_killed_is_followed_by_one_that_serves_its_brokers(self) -> None:
+        path = socket_path(self.node().id, "cpu:0")
+        before = wait_for("a broker", lambda: broker_pid(path))
+        os.kill(before, signal.SIGKILL)
+        wait_for("another broker", lambda: broker_pid(path) not in (None, before))
 
 
 def test_a_ray_that_is_joined_but_not_there_is_waited_for(tmp_path: Path) -> None:

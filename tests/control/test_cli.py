@@ -195,6 +195,19 @@ def test_submit_json_is_one_object_for_one_file_and_a_list_for_several(
     assert [job["id"] for job in two] == ["job1", "job2"]
 
 
+def test_a_folder_is_all_the_job_files_in_it(dovetail: Run, yaml: Path) -> None:
+    (yaml.parent / "again.yml").write_text(yaml.read_text().replace("hello", "again"))
+    (yaml.parent / "notes.md").write_text("no job")
+    (yaml.parent / "empty").mkdir()
+    said = dovetail("submit", str(yaml.parent))
+    assert said.out == "job0\njob1\n"
+    assert said.err.startswith("submitted again as job0\n")
+    verdicts = dovetail("validate", str(yaml.parent), "--json").json
+    assert [Path(one["file"]).name for one in verdicts] == ["again.yml", "hello.yaml"]
+    refused = dovetail("submit", str(yaml.parent / "empty"))
+    assert (refused.code, "has no .yaml or .yml file" in refused.err) == (2, True)
+
+
 def test_submit_overrides_keys(dovetail: Run, yaml: Path) -> None:
     said = dovetail("submit", str(yaml), "--json", "--set", "priority=7", "--set", "name=other")
     assert (said.json["spec"]["priority"], said.json["name"]) == (7, "other")

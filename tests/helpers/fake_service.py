@@ -18,7 +18,9 @@ from dovetail.service.contract import (
     CheckpointView,
     ClusterStatus,
     CodeView,
+    DeviceHistoryView,
     DeviceStatus,
+    DeviceUseView,
     EventView,
     FilesView,
     JobView,
@@ -152,6 +154,8 @@ class FakeService:
         )
         self.options = ServerOptions(cpu_devices=1, device_memory_bytes=4 * GIB)
         self.nodes = ["n1"]
+        self.device_uses: list[DeviceUseView] = []
+        self.histories: list[DeviceHistoryView] = []
         self.url = url
         self.pid = 4000
         self.ended: list[bool] = []
@@ -287,6 +291,12 @@ class FakeService:
             nodes=nodes if self.ray.state == "up" else (),
             counts=counts,
         )
+
+    def devices(self) -> list[DeviceUseView]:
+        return self.device_uses
+
+    def device_histories(self) -> list[DeviceHistoryView]:
+        return self.histories
 
     def add_nodes(self, count: int) -> NodesChanged:
         """They are there when somebody has waited for them."""

@@ -1,5 +1,5 @@
 """The Ray actors of a node: one `AttemptWorker` per attempt, and one small `NodeAgent` that knows
-the node's devices.
+the node's devices and hosts their brokers.
 
 Both are detached and named, so that a bridge that comes later finds them. `max_restarts=0`: Ray
 never starts anything again by itself.
@@ -13,11 +13,12 @@ from typing import Any
 
 import ray
 
-from dovetail_workers import process_tree
+from dovetail_workers import process_tree, shared_device
 from dovetail_workers.devices import Device, discover
 from dovetail_workers.fence import Fenced
-from dovetail_workers.gauges import AttemptGauges
+from dovetail_workers.gauges import AttemptGauges, DeviceGauges
 from dovetail_workers.launch import Launch
+from dovetail_workers.shared_device import DeviceShares
 from dovetail_workers.storage.protocol import StorageError
 from dovetail_workers.supervisor import Supervisor, remove_scratch
 
@@ -34,7 +35,13 @@ class AttemptWorker:
         self._over = False
         self._cause = "the attempt is over"
         self._changed = threading.Condition()
-        self._supervisor = Supervisor(self._launch, self._wake, AttemptGauges(self._launch).take)
+        node_id = ray.get_runtime_context().get_node_id()
+        self._supervisor = Supervisor(
+            self._launch,
+            self._wake,
+            AttemptGauges(self._launch).take,
+            shared_device.environment(self._launch, node_id),
+        )
         print(
             f"job {self._launch.job_id} {self._launch.job_name}, attempt {self._launch.attempt}",
             flush=True,
@@ -93,13 +100,26 @@ class AttemptWorker:
 
 @ray.remote(max_restarts=0, num_cpus=0, max_concurrency=8)
 class NodeAgent:
-    """What a node offers, and the check that nothing of an attempt is left on it."""
+    """What a node offers, who shares it, and the check that nothing of an attempt is left on it."""
 
     def __init__(self, cpu_devices: int | None, device_bytes: int | None) -> None:
+        from dovetail_workers.device_brokers import (
+            DeviceBrokers,
+        )  # no attempt waits for its imports
+
         self._devices = discover(cpu_devices, device_bytes)
+        self._brokers = DeviceBrokers(ray.get_runtime_context().get_node_id(), self._devices)
+        self._brokers.look()
+        self._gauges = DeviceGauges()
 
     def devices(self) -> list[Device]:
         return self._devices
+
+    def shares(self, sizes: dict[str, int]) -> tuple[DeviceShares, ...]:
+        """How those who share the devices stand now; `sizes` are the bytes to divide, by device."""
+        shares = self._brokers.look(sizes)
+        self._gauges.take(shares)
+        return shares
 
     def sweep(self, attempt_id: str, worker_pid: int | None) -> int:
         """End whatever still runs for an attempt, its worker included, and return when none of it

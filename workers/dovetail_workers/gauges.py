@@ -1,16 +1,19 @@
-"""An attempt's figures as Prometheus gauges, through the exporter of the Ray node that it runs on.
+"""Figures of attempts and devices as Prometheus gauges, through the exporter of their Ray node.
 
-They are named `ray_dovetail_…` there, with the labels `job`, `name`, `attempt` and `device`.
+They are named `ray_dovetail_…` there. Those of an attempt have the labels `job`, `name`, `attempt`
+and `device`; those of a share of a device `device`, `job` and `attempt`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 
 from ray.util.metrics import Gauge
 
 from dovetail_workers.launch import Launch
 from dovetail_workers.reports import MemoryUsed, Progress, Report
+from dovetail_workers.shared_device import DeviceShares
 
 _ABOUT = {
     "step": "optimizer steps done",
@@ -52,3 +55,37 @@ class AttemptGauges:
             gauge.set_default_tags(self._labels)
             self._gauges[name] = gauge
         gauge.set(value)
+
+
+_OF_A_SHARE = {
+    "lease_bytes": "what the job may hold of its shared device now",
+    "cap_bytes": "what the job plans for on its shared device",
+    "resident_bytes": "what the job's processes hold in memory, libraries included",
+    "speed": "the predicted speed of the job's plan over one with all the memory it wants",
+}
+
+
+class DeviceGauges:
+    """`take` is called with how a node's devices are shared; who has left them holds nothing."""
+
+    def __init__(self) -> None:
+        self._gauges = {
+            name: Gauge(
+                f"dovetail_share_{name}", description=about, tag_keys=("device", "job", "attempt")
+            )
+            for name, about in _OF_A_SHARE.items()
+        }
+        self._known: dict[tuple[str, str], dict[str, str]] = {}
+
+    def take(self, devices: Iterable[DeviceShares]) -> None:
+        shares = {(each.device, share.job): share for each in devices for share in each.jobs}
+        for place in self._known.keys() - shares.keys():
+            labels = self._known.pop(place)
+            for gauge in self._gauges.values():
+                gauge.set(0, labels)
+        for (device, attempt_id), share in shares.items():
+            job_id, _, number = attempt_id.partition(".")
+            labels = {"device": device, "job": job_id, "attempt": number}
+            self._known[device, attempt_id] = labels
+            for name, gauge in self._gauges.items():
+                gauge.set(getattr(share, name) or 0, labels)

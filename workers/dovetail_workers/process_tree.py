@@ -78,6 +78,18 @@ def processes_with(variable: str, value: str) -> Iterable[psutil.Process]:
                 yield process
 
 
+def pids_by_attempt() -> dict[str, list[int]]:
+    """The processes on this machine of every attempt that has any, found in one pass."""
+    found: dict[str, list[int]] = {}
+    mark = f"{ATTEMPT_VARIABLE}=".encode()
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            for value in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if value.startswith(mark):
+                    found.setdefault(value[len(mark) :].decode(errors="replace"), []).append(pid)
+    return found
+
+
 def processes_writing(folder: Path) -> Iterable[psutil.Process]:
     """Processes other than this one that have a file below `folder` open to write, removed or not;
     whoever only reads there is left out.

@@ -17,7 +17,11 @@ from dovetail_workers.process_tree import ATTEMPT_VARIABLE
 
 _SHELL_SYNTAX = set("|&;<>()$`\"'\\\n*?[]{}~#")
 # Ray's own tokens and addresses are not the program's, nor is the way to our database.
-_NOT_INHERITED = ("RAY_", "PYTHONPATH", "DOVETAIL_DATABASE", "DOVETAIL_TOKEN", "DOVETAIL_URL")
+# A Dovetail that was started inside a job does not share that job's device.
+_NOT_INHERITED = (
+    "RAY_", "PYTHONPATH", "DOVETAIL_DATABASE", "DOVETAIL_TOKEN", "DOVETAIL_URL",
+    "TENSILE_BROKER", "TENSILE_JOB", "TENSILE_WEIGHT", "TENSILE_PRIORITY",
+)  # fmt: skip
 
 
 def command(launch: Launch, scratch: Path) -> list[str]:
@@ -65,9 +69,11 @@ def environment(
     inherited: Mapping[str, str],
     secrets: Mapping[str, str],
     resume_folder: Path | None,
+    device_environment: Mapping[str, str],
 ) -> dict[str, str]:
     """The variables of the training process, which runs in `folder`. The thread count follows
-    `resources.cpus`, so that numbers depend on the spec only.
+    `resources.cpus`, so that numbers depend on the spec only. `device_environment` is how it shares
+    its device (`shared_device.environment`).
     """
     spec = JobSpec.model_validate(launch.spec)
     kept = {k: v for k, v in inherited.items() if not k.startswith(_NOT_INHERITED)}
@@ -83,6 +89,7 @@ def environment(
         "CUDA_VISIBLE_DEVICES": index if kind == "cuda" else "",
         **spec.env,
         **secrets,
+        **device_environment,
         ATTEMPT_VARIABLE: launch.attempt_id,
         "DOVETAIL_JOB": launch.job_id,
         "DOVETAIL_ATTEMPT": str(launch.attempt),

@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dovetail_jobs.errors import DovetailError, UserError
@@ -66,7 +66,8 @@ def remove_scratch(attempt_id: str) -> None:
 
 class Supervisor:
     """Runs one `Launch`. `run` and `stop` are called from different threads; `on_news` after each
-    object written to storage.
+    object written to storage. `device_environment` is what the training process is told of a device
+    that it shares.
     """
 
     def __init__(
@@ -74,8 +75,9 @@ class Supervisor:
         launch: Launch,
         on_news: Callable[[], None],
         on_report: Callable[[Report], None] = lambda report: None,
+        device_environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._launch = launch
+        self._launch, self._device_environment = launch, device_environment or {}
         self._storage = open_storage(launch.storage_uri)
         self._on_report = on_report
         self._refusal: str | None = None
@@ -194,6 +196,7 @@ class Supervisor:
             os.environ,
             secrets,
             scratch / "resume" if resumed is not None else None,
+            self._device_environment,
         )
         log = LogWriter(
             self._storage,

@@ -19,6 +19,8 @@ from starlette.concurrency import run_in_threadpool
 from dovetail.api.code import SHA256
 from dovetail.service.contract import (
     ClusterStatus,
+    DeviceHistoryView,
+    DeviceUseView,
     EventView,
     JobView,
     LogChunk,
@@ -173,6 +175,16 @@ def router(service: Service) -> APIRouter:
         """Server, cluster, devices and counts; a long poll with `after`."""
         await changed(response, after, timeout)
         return await run_in_threadpool(service.status)
+
+    @routes.get("/devices")
+    def devices() -> list[DeviceUseView]:
+        """Every device of the cluster, with those who hold or share it."""
+        return service.devices()
+
+    @routes.get("/devices/history")
+    def device_histories() -> list[DeviceHistoryView]:
+        """How the devices that jobs shared were shared over the last two hours."""
+        return service.device_histories()
 
     @routes.post("/nodes", status_code=201)
     def add_nodes(request: NodesRequest) -> NodesChanged:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dovetail.cli.job_files import job_files
 from dovetail.cli.options import AsJson
 from dovetail.cli.output import print_json, print_table, say
 from dovetail_jobs.errors import DovetailError, SpecError
@@ -34,7 +35,8 @@ def schema(as_json: AsJson = False) -> None:
 
 def validate(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="YAML files, one job each.")
+        list[Path],
+        typer.Argument(metavar="FILE...", help="YAML files, one job each, or folders of them."),
     ],
     changes: Annotated[
         list[str] | None,
@@ -43,7 +45,7 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Say everything that is wrong with job files."""
-    verdicts = [_verdict(file, changes or []) for file in files]
+    verdicts = [_verdict(file, changes or []) for file in job_files(files)]
     if as_json:
         print_json([verdict for verdict, _ in verdicts])
     for verdict, error in verdicts:

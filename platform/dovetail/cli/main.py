@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dovetail.cli import catalog, doctor, jobs, logs, memory, node, server, submit
+from dovetail.cli import catalog, devices, doctor, jobs, logs, memory, node, server, submit
 from dovetail_jobs.errors import DovetailError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -27,6 +27,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "events": jobs.events,
     "cancel": jobs.cancel,
     "retry": jobs.retry,
+    "devices": devices.devices,
+    "top": devices.top,
     "families": catalog.families,
     "schema": catalog.schema,
     "validate": catalog.validate,

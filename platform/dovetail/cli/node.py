@@ -71,9 +71,19 @@ def _show(nodes: list[Json], as_json: bool) -> None:
         print_json(nodes)
         return
     rows = [
-        (node["name"], f"{node['cpus']:g}", device["name"], format_bytes(device["bytes"]), holder)
+        (
+            node["name"],
+            f"{node['cpus']:g}",
+            device["name"],
+            format_bytes(device["bytes"]),
+            holders(device),
+        )
         for node in nodes
         for device in node["devices"]
-        for holder in [device["job"] or ""]
     ]
     print_table(("NODE", "CPUS", "DEVICE", "MEMORY", "JOB"), rows)
+
+
+def holders(device: Json) -> str:
+    """The ids of all jobs on a device of the status; empty where it is free."""
+    return ", ".join(device.get("jobs") or filter(None, [device["job"]]))

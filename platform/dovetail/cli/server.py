@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from dovetail.cli.node import holders
 from dovetail.cli.options import AsJson
 from dovetail.cli.output import Json, print_facts, print_json, say
 from dovetail_jobs.errors import Conflict, Unreachable, UserError
@@ -198,7 +199,8 @@ def _facts(status: Json) -> list[tuple[str, str]]:
     ]
     for node in status["nodes"]:
         for device in node["devices"]:
-            holder = f"held by {device['job']}" if device["job"] else "free"
+            jobs = holders(device)
+            holder = f"held by {jobs}" if jobs else "free"
             size = format_bytes(device["bytes"])
             facts.append(("device", f"{node['name']}/{device['name']} {size} {holder}"))
     facts.append(

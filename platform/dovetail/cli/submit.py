@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovetail.cli.code import PackedCode, packed_code
+from dovetail.cli.job_files import job_files
 from dovetail.cli.jobs import CODE_DIGITS
 from dovetail.cli.memory import forecast_facts
 from dovetail.cli.options import AsJson, connect, connect_again
@@ -25,7 +26,8 @@ DETACHED = 130
 
 def submit(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="YAML files, one job each.")
+        list[Path],
+        typer.Argument(metavar="FILE...", help="YAML files, one job each, or folders of them."),
     ],
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Show log and progress until the job is over.")
@@ -50,6 +52,7 @@ def submit(
     """
     if sum((follow, wait, dry_run)) > 1:
         raise UserError("--follow, --wait and --dry-run exclude each other")
+    files = job_files(files)
     if len(files) > 1 and (follow or key):
         raise UserError(f"{'--follow' if follow else '--key'} takes one file, not {len(files)}")
     specs = _load(files, changes or [])

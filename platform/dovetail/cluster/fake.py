@@ -16,6 +16,7 @@ from dovetail.cluster.protocol import (
     ClusterLost,
     ClusterUp,
     Deliver,
+    DevicesSeen,
     LaunchFailed,
     NodesSeen,
     Released,
@@ -26,6 +27,7 @@ from dovetail.scheduler.view import DeviceView, NodeView
 from dovetail_workers.journal import Entry, write_segment
 from dovetail_workers.launch import Launch
 from dovetail_workers.reports import Ended, Report, Started
+from dovetail_workers.shared_device import DeviceShares, JobShare
 from dovetail_workers.storage.protocol import Storage
 
 
@@ -103,6 +105,17 @@ class FakeCluster:
         write_segment(self._storage, job_id, int(attempt), number, entries)
         if wake:
             self.tell(Woken(attempt_id=attempt_id))
+
+    def share(self, device: str, *jobs: JobShare) -> None:
+        """A broker of the first node divides its device so."""
+        node = self._nodes[0]
+        found = tuple(
+            DeviceShares(
+                device=each.name, bytes=each.bytes, jobs=jobs if each.name == device else ()
+            )
+            for each in node.devices
+        )
+        self.tell(DevicesSeen(node_id=node.id, devices=found))
 
     def begin(self, attempt_id: str, pid: int = 4242) -> None:
         launch = self.launched[attempt_id]

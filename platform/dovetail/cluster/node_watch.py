@@ -1,5 +1,5 @@
 """The nodes of a Ray cluster as the bridge sees them: who is there, what each offers, and the agent
-on each that finds and ends what is left of an attempt.
+on each that says how its devices are shared, and finds and ends what is left of an attempt.
 
 For the bridge only: it must be connected to Ray.
 """
@@ -7,6 +7,7 @@ For the bridge only: it must be connected to Ray.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dovetail.cluster import local_nodes
-from dovetail.cluster.protocol import ClusterEvent, NodesSeen
+from dovetail.cluster.protocol import ClusterEvent, DevicesSeen, NodesSeen
 from dovetail.cluster.wire import BridgeSettings
 from dovetail.cluster.words import first_line
 from dovetail.scheduler.view import DeviceView, NodeView
@@ -24,6 +25,7 @@ Value = TypeVar("Value")
 
 AGENT_TIMEOUT_S = 30.0
 AGAIN_S = 1.0  # between two tries of an agent that failed
+SHARES_EVERY_S = 1.0
 _HEAD = "node:__internal_head__"
 
 
@@ -142,6 +144,28 @@ class NodeWatch:
                 await self._mend(node, error)
         node.introduced.set()
         self._announce()
+        await self._follow_shares(node)
+
+    async def _follow_shares(self, node: _Node) -> None:
+        """Tell how the node's devices are shared whenever that has changed, until it is gone."""
+        import ray
+
+        told = None
+        while not node.gone.is_set():
+            try:
+                sizes = {device.name: device.bytes for device in self._view(node).devices}
+                answer = self.unless_gone(node.id, node.agent.shares.remote(sizes))
+                devices = await asyncio.wait_for(answer, AGENT_TIMEOUT_S)
+            except NodeGone:
+                return
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                await self._mend(node, error)
+                continue
+            if devices != told:
+                told = devices
+                self._tell(DevicesSeen(node_id=node.id, devices=devices))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(node.gone.wait(), SHARES_EVERY_S)
 
     async def _mend(self, node: _Node, error: BaseException) -> None:
         """After a failure of a node's agent: a moment, and a new one if it died."""

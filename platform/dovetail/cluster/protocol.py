@@ -13,6 +13,7 @@ from typing import Protocol
 
 from dovetail.scheduler.view import NodeView
 from dovetail_workers.launch import Launch
+from dovetail_workers.shared_device import DeviceShares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,14 @@ class ClusterLost:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodesSeen:
     nodes: tuple[NodeView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicesSeen:
+    """How the devices of a node are shared now: told when that changed, at most once a second."""
+
+    node_id: str
+    devices: tuple[DeviceShares, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +80,9 @@ class Released:
     killed: int
 
 
-ClusterEvent = ClusterUp | ClusterLost | NodesSeen | LaunchFailed | WorkerGone | Woken | Released
+ClusterEvent = (
+    ClusterUp | ClusterLost | NodesSeen | DevicesSeen | LaunchFailed | WorkerGone | Woken | Released
+)
 Deliver = Callable[[ClusterEvent], None]
 
 

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dovetail.cluster import protocol
-from dovetail.cluster.protocol import ClusterEvent, NodesSeen
+from dovetail.cluster.protocol import ClusterEvent, DevicesSeen, NodesSeen
 from dovetail.scheduler.view import DeviceView, NodeView
+from dovetail_workers.shared_device import DeviceShares, JobShare
 
 _EVENTS: dict[str, type[Any]] = {
     kind.__name__: kind
@@ -18,6 +19,7 @@ _EVENTS: dict[str, type[Any]] = {
         protocol.ClusterUp,
         protocol.ClusterLost,
         protocol.NodesSeen,
+        protocol.DevicesSeen,
         protocol.LaunchFailed,
         protocol.WorkerGone,
         protocol.Woken,
@@ -50,6 +52,9 @@ def read_event(line: bytes) -> ClusterEvent:
     kind = _EVENTS[value.pop("event")]
     if kind is NodesSeen:
         return NodesSeen(nodes=tuple(_node(node) for node in value["nodes"]))
+    if kind is DevicesSeen:
+        devices = tuple(_shares(device) for device in value["devices"])
+        return DevicesSeen(node_id=value["node_id"], devices=devices)
     event: ClusterEvent = kind(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     )
@@ -59,3 +64,7 @@ def read_event(line: bytes) -> ClusterEvent:
 def _node(value: dict[str, Any]) -> NodeView:
     devices = tuple(DeviceView(**device) for device in value["devices"])
     return NodeView(**{**value, "devices": devices})
+
+
+def _shares(value: dict[str, Any]) -> DeviceShares:
+    return DeviceShares(**{**value, "jobs": tuple(JobShare(**job) for job in value["jobs"])})

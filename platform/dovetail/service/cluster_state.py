@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dovetail.scheduler.view import NodeView
+from dovetail.service.shared_devices import SharedDevices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +24,10 @@ class ClusterFacts:
 
 
 class ClusterState:
-    """A box with one frozen value in it."""
+    """A box with one frozen value in it, and another for what changes each second: `devices`."""
 
     def __init__(self) -> None:
+        self.devices = SharedDevices()
         self._lock = threading.Lock()
         self._facts = ClusterFacts()
 
@@ -43,6 +45,7 @@ class ClusterState:
 
     def lost(self, cause: str) -> None:
         self._set(replace(self.facts, state="lost", message=cause, nodes=None))
+        self.devices.lost()
 
     def nodes(self, nodes: tuple[NodeView, ...]) -> None:
         self._set(replace(self.facts, nodes=nodes))

@@ -377,6 +377,91 @@ class NodesChanged(_View):
     """As `ClusterStatus.nodes` names them, once Ray has noticed."""
 
 
+class JobUseView(_View):
+    """What a job has of a device. Most is null without a lease: it has it alone, or only starts."""
+
+    job: str
+    """Its id."""
+    name: str | None = None
+    """As its spec says."""
+    attempt: int | None = None
+    """Which of its attempts."""
+    state: State | None = None
+    """Where the job is in its life."""
+    admitted: bool | None = None
+    """Whether the device's broker has let it in; one that waits has no bytes yet."""
+    lease_bytes: int | None = None
+    """What it may hold now."""
+    resident_bytes: int | None = None
+    """What it holds by the system's count, over its bare process."""
+    cap_bytes: int | None = None
+    """What it plans for."""
+    minimum_bytes: int | None = None
+    """What nobody takes from it: a step ends with so much."""
+    rung: int | None = None
+    """The plan that it follows, of its `rungs`; 1 is with all the memory it wants."""
+    rungs: int | None = None
+    """How many plans it has."""
+    speed: float | None = None
+    """Predicted, over a step with all the memory it wants: its slowdown is 1 / speed."""
+    swapped_out_bytes: int | None = None
+    """What left the device so far."""
+    message: str = ""
+    """What it waits for."""
+
+
+class DeviceUseView(_View):
+    """A device, and who has what of it."""
+
+    node: str
+    """The node's name."""
+    device: str
+    """`cpu:0`, `cuda:1`, …"""
+    bytes: int
+    """What jobs may use of it."""
+    free_bytes: int | None = None
+    """Of no lease; null while a job has the device alone."""
+    jobs: tuple[JobUseView, ...] = ()
+    """Those who run there, then others who joined its broker."""
+
+
+class HeldView(_View):
+    """What a job had of a device at a moment."""
+
+    job: str
+    """Its id."""
+    name: str | None = None
+    """As its spec says."""
+    lease_bytes: int
+    """What it might hold."""
+    resident_bytes: int | None = None
+    """What it held by the system's count, over its bare process."""
+
+
+class DeviceSampleView(_View):
+    """How a device was shared from a moment on."""
+
+    at: Time
+    """When."""
+    jobs: tuple[HeldView, ...]
+    """Those who shared it."""
+
+
+class DeviceHistoryView(_View):
+    """How a device was shared over the last two hours, as far as the server saw it."""
+
+    node: str
+    """The node's name."""
+    device: str
+    """`cpu:0`, `cuda:1`, …"""
+    bytes: int
+    """What jobs may use of it."""
+    samples: tuple[DeviceSampleView, ...]
+    """Oldest first; each holds until the next."""
+    until: Time
+    """How long the last one held."""
+
+
 class ClusterStatus(_View):
     """The platform at a glance."""
 
@@ -474,6 +559,12 @@ class Service(Protocol):
 
     def status(self) -> ClusterStatus:
         """Server, cluster, devices and counts."""
+
+    def devices(self) -> list[DeviceUseView]:
+        """Every device of the cluster, with those who hold or share it."""
+
+    def device_histories(self) -> list[DeviceHistoryView]:
+        """Of every device that was shared of late."""
 
     def add_nodes(self, count: int) -> NodesChanged:
         """Start extra nodes on this machine; Conflict for a Ray that was joined."""

@@ -25,7 +25,9 @@ from dovetail.service.contract import (
     ClusterStatus,
     CodeView,
     DatabaseStatus,
+    DeviceHistoryView,
     DeviceStatus,
+    DeviceUseView,
     EventView,
     ForecastView,
     JobView,
@@ -39,6 +41,7 @@ from dovetail.service.contract import (
     ServerOptions,
     ServerStatus,
 )
+from dovetail.service.devices import Devices
 from dovetail.service.elapsed import Elapsed
 from dovetail.service.forecasts import Forecasts
 from dovetail.service.nodes import Nodes
@@ -84,6 +87,7 @@ class Platform:
         self._nodes = Nodes(settings, state, store)
         self._code, self._forecasts, self._outlooks = code, forecasts, outlooks
         self._born_s = time.monotonic()
+        self._devices = Devices(state, store)
         self.on_shutdown: Callable[[], None] = lambda: None
         self.stop_ray = False
 
@@ -267,6 +271,12 @@ class Platform:
             nodes=nodes,
             counts=counts,
         )
+
+    def devices(self) -> list[DeviceUseView]:
+        return self._devices.now()
+
+    def device_histories(self) -> list[DeviceHistoryView]:
+        return self._devices.history()
 
     def add_nodes(self, count: int) -> NodesChanged:
         return self._nodes.add(count)

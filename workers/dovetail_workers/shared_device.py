@@ -1,0 +1,66 @@
+"""A device that several attempts share: where its broker listens, what a training process is told
+of it, and how those who share it stand.
+
+The broker itself is `device_brokers.py`'s; nothing here needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from dovetail_workers.launch import Launch
+
+LONGEST_PATH_BYTES = 107  # of a Unix socket, without the zero at its end
+_NODE_DIGITS = 12  # of a node's id: enough to tell apart those of one machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobShare:
+    """How an attempt stands with its device's broker (`tensile.coordinator.Share`), and what its
+    processes hold by the system's count: `resident_bytes` in all, of which `file_bytes` are pages
+    of files, libraries included. None where the system does not say.
+    """
+
+    job: str
+    admitted: bool
+    lease_bytes: int
+    cap_bytes: int
+    minimum_bytes: int
+    rung: int
+    rungs: int
+    speed: float
+    message: str
+    resident_bytes: int | None = None
+    file_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceShares:
+    """What the broker of `device` divides, and among whom."""
+
+    device: str
+    bytes: int
+    jobs: tuple[JobShare, ...] = ()
+
+
+def socket_path(node_id: str, device: str) -> Path:
+    """Of the broker of that node's device. Every process of a user on a machine finds the same."""
+    name = f"{node_id[:_NODE_DIGITS]}-{device.replace(':', '-')}.socket"
+    user = f"dovetail-brokers-{os.getuid()}"
+    path = Path(tempfile.gettempdir(), user, name)
+    return path if len(os.fsencode(path)) <= LONGEST_PATH_BYTES else Path("/tmp", user, name)
+
+
+def environment(launch: Launch, node_id: str) -> dict[str, str]:
+    """By which the training process joins the broker; nothing for one that has a device alone."""
+    if not launch.share:
+        return {}
+    return {
+        "TENSILE_BROKER": str(socket_path(node_id, launch.device)),
+        "TENSILE_JOB": launch.attempt_id,
+        "TENSILE_WEIGHT": str(launch.weight),
+        "TENSILE_PRIORITY": str(launch.priority),
+    }
