@@ -74,7 +74,7 @@ def test_two_jobs_that_keep_the_device_busy_run_one_after_the_other(tmp_path: Pa
     room.foresee(first, second)
     waiting = room.job(second)
     assert (waiting.state, waiting.reason) == (State.QUEUED, Reason.WAITING_FOR_DEVICE)
-    assert "is kept busy: with this job too it would do" in waiting.message
+    assert "instead of 1.00, since they keep it busy" in waiting.message
     room.finish(first)
     assert room.job(second).state is State.STARTING
     room.store.close()

@@ -94,18 +94,17 @@ def test_two_busy_jobs_meet_only_if_the_newcomer_asks_for_it(share: Share) -> No
         assert told == "cuda:0"
     else:
         assert told == (
-            "waits for a device: cuda:0 on n1 is held by a, and is kept busy: with this job too it "
-            "would do 1.00 jobs' work at a time instead of 1.00; resources.share: true joins it "
-            "all the same"
+            "waits for a device: cuda:0 on n1 is held by a; with this job too it would do 1.00 "
+            "jobs' work at a time instead of 1.00, since they keep it busy; resources.share: true "
+            "joins it all the same"
         )
 
 
 def test_jobs_that_leave_a_gpu_idle_meet_by_themselves_until_it_is_busy() -> None:
     idle = sharing("auto", busy=0.4)
     assert beside(idle, idle, device=GPU) == "cuda:0"
-    assert "would do 2.50 jobs' work at a time instead of 2.50" in beside(
-        idle, idle, idle, idle, device=GPU
-    )
+    told = beside(idle, idle, idle, idle, device=GPU)
+    assert "would do 2.50 jobs' work at a time instead of 2.50, since they keep it busy" in told
 
 
 def test_a_cpu_device_is_busy_only_as_far_as_its_jobs_have_threads() -> None:
@@ -118,13 +117,15 @@ def test_a_cpu_device_is_busy_only_as_far_as_its_jobs_have_threads() -> None:
         nodes=(node(devices=(SMALL,), cpus=1.0),),
         holdings=(holding(sharing=job, **half),),
     )
-    assert "is kept busy" in outcome(picture)["new"]
+    assert "since they keep it busy" in outcome(picture)["new"]
 
 
 def test_stalls_that_cost_more_than_the_company_is_worth_keep_jobs_apart() -> None:
     """Both would fit, at a quarter of their speed: together half of what one does alone."""
     slow = sharing("auto", (900 * MIB, 1.0), (512 * MIB, 4.0), min_speed=0.2)
-    assert "would do 0.50 jobs' work at a time instead of 1.00" in beside(slow, slow)
+    assert (
+        "would do 0.50 jobs' work at a time instead of 1.00, since they would wait for memory"
+    ) in beside(slow, slow)
 
 
 @pytest.mark.parametrize(

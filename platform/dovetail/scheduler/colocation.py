@@ -48,10 +48,13 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Together:
-    """What jobs on one device will do, in their order: `speeds` by memory, `rates` in all."""
+    """What jobs on one device will do, in their order: `speeds` by memory, `rates` in all. `busy`
+    is how much of its computing they want; above 1 they take turns.
+    """
 
     speeds: tuple[float, ...]
     rates: tuple[float, ...]
+    busy: float
 
     @property
     def throughput(self) -> float:
@@ -88,10 +91,11 @@ def join(
                 f"memory, below its resources.min_speed of {tenant.sharing.min_speed:.0%}"
             )
     if job.sharing.share == "auto" and after.throughput < GAIN * before.throughput:
+        why = "they keep it busy" if after.busy > 1 else "they would wait for memory"
         return Misfit(
-            cause=f"{held}, and is kept busy: with this job too it would do "
-            f"{after.throughput:.2f} jobs' work at a time instead of {before.throughput:.2f}; "
-            "resources.share: true joins it all the same"
+            cause=f"{held}; with this job too it would do {after.throughput:.2f} jobs' work at a "
+            f"time instead of {before.throughput:.2f}, since {why}; resources.share: true joins it "
+            "all the same"
         )
     weights = [tenant.sharing.weight for tenant in (*there, newcomer)]
     slowdowns = [weight / rate for weight, rate in zip(weights, after.rates, strict=True)]
@@ -125,7 +129,7 @@ def predict(tenants: Sequence[Tenant], node: NodeView, device: DeviceView) -> To
         speed * _busy(tenant, node, device) for speed, tenant in zip(speeds, tenants, strict=True)
     )
     turns = min(1.0, 1.0 / wanted) if wanted else 1.0
-    return Together(speeds=speeds, rates=tuple(speed * turns for speed in speeds))
+    return Together(speeds=speeds, rates=tuple(speed * turns for speed in speeds), busy=wanted)
 
 
 @lru_cache(maxsize=4096)
