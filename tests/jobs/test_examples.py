@@ -15,7 +15,7 @@ from dovetail_jobs.load import load_file
 EXAMPLES = Path(__file__).parent.parent.parent / "jobs" / "examples"
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_example_is_a_valid_job(path: Path) -> None:
     assert load_file(path).version == 1
 
