@@ -6,8 +6,8 @@ and falls only when a job says that it holds no more, or is gone. A cap that fal
 Why nobody waits for ever inside a step: a job owns the minimum of its profile from `Admitted` to
 `Left`, and a plan has certified that a step ends with that alone. Asking for more is answered at
 once, with more or with the same; so no job holds bytes while it waits for another's. The one wait,
-before a step begins, holds nothing beyond the lease and is shorter than a step, as that was foreseen or
-was of late.
+before a step begins, holds nothing beyond the lease and is shorter than a step, as that was
+foreseen or was of late.
 
 Why every newcomer comes in: those who wait are served by priority, then in their order, and nobody
 passes one who does not fit. While one waits, nobody grows beyond the cap that was computed with it,
