@@ -2,8 +2,8 @@
 
 What the broker says meanwhile waits for the next border: within a step the limit stands, and only
 of steps that are interlocked does the lease rise and fall below it (`Pressure`). A session
-that has to take up less lets leave what is over before it gives it back, so that the leases of all
-jobs never stand for more than they hold. One that waits to be let in holds as little as it can.
+that has to take up less lets leave what is over before it gives it back, so that no job ever holds
+more than its lease. One that waits to be let in holds as little as it can.
 """
 
 from __future__ import annotations
