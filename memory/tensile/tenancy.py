@@ -136,9 +136,10 @@ class Tenancy:
 
     def _allowed_bytes(self, lease: Lease) -> int:
         """Where steps are interlocked, the lease is asked for within them, up to the cap."""
-        self._pressure.lease = lease if lease.is_interlocked else None
-        if lease.is_interlocked:
+        if lease.keeps_bytes is not None:
+            self._pressure.lease = lease
             return lease.cap_bytes
+        self._pressure.lease = None
         return min(lease.cap_bytes, lease.lease_bytes)
 
     def _begin_limit(self, limit_bytes: int) -> None:
