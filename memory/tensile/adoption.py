@@ -206,7 +206,7 @@ class Adoption:
             if not name.startswith("activation:"):
                 self._residency.evict(name)
         freed_memory.trim()  # they were in the heap
-        self._execution.bring_back(n for n in self._residency.away() if n not in away)
+        self._execution.bring_back(n for n in sorted(self._residency.away()) if n not in away)
 
 
 def _scheduled(planning: Planning, limit_bytes: int) -> Schedule:

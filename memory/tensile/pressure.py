@@ -202,7 +202,8 @@ class Pressure:
 
     def _fit(self, needed_bytes: int) -> None:
         """Of a lease that rises and falls: ask for what is needed and a little more, which others
-        may have; give back what is far over, once nothing waits freed there.
+        may have; give back what is far over, once nothing waits freed there. Whoever gets pages
+        has them made anew, which takes time: so in pieces, and no further than others need.
         """
         if self.lease is None or self.limit_bytes is None:
             return
@@ -216,8 +217,9 @@ class Pressure:
             granted_bytes = self.lease.want(wanted_bytes)
             if granted_bytes < wanted_bytes:
                 self._refused_until_s = time.monotonic() + _REFUSED_S
-        elif needed_bytes + 2 * piece_bytes < granted_bytes and self.lease.is_connected:
-            self._now_bytes = needed_bytes + piece_bytes
+        kept_bytes = max(needed_bytes + piece_bytes, self.lease.keeps_bytes or 0)
+        if kept_bytes + piece_bytes < granted_bytes and self.lease.is_connected:
+            self._now_bytes = kept_bytes
             self._keep_within(0)
             self.lease.give_back(self._now_bytes)
             granted_bytes = self.lease.lease_bytes

@@ -1,8 +1,9 @@
 """A session's bytes on a device that other jobs use too: joined once, asked between two steps.
 
-What the broker says meanwhile waits for the next border: within a step the limit stands. A session
-that has to take up less lets leave what is over before it gives it back, so that the leases of all
-jobs never stand for more than they hold. One that waits to be let in holds as little as it can.
+What the broker says meanwhile waits for the next border: within a step the limit stands, and only
+of steps that are interlocked does the lease rise and fall below it (`Pressure`). A session
+that has to take up less lets leave what is over before it gives it back, so that no job ever holds
+more than its lease. One that waits to be let in holds as little as it can.
 """
 
 from __future__ import annotations
@@ -135,9 +136,10 @@ class Tenancy:
 
     def _allowed_bytes(self, lease: Lease) -> int:
         """Where steps are interlocked, the lease is asked for within them, up to the cap."""
-        self._pressure.lease = lease if lease.is_interlocked else None
-        if lease.is_interlocked:
+        if lease.keeps_bytes is not None:
+            self._pressure.lease = lease
             return lease.cap_bytes
+        self._pressure.lease = None
         return min(lease.cap_bytes, lease.lease_bytes)
 
     def _begin_limit(self, limit_bytes: int) -> None:

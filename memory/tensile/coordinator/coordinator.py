@@ -6,8 +6,8 @@ and falls only when a job says that it holds no more, or is gone. A cap that fal
 Why nobody waits for ever inside a step: a job owns the minimum of its profile from `Admitted` to
 `Left`, and a plan has certified that a step ends with that alone. Asking for more is answered at
 once, with more or with the same; so no job holds bytes while it waits for another's. The one wait,
-before a step begins, holds nothing beyond the lease and is at most one step long, as steps were
-foreseen or were of late.
+before a step begins, holds nothing beyond the lease and is shorter than a step, as that was
+foreseen or was of late.
 
 Why every newcomer comes in: those who wait are served by priority, then in their order, and nobody
 passes one who does not fit. While one waits, nobody grows beyond the cap that was computed with it,
@@ -66,6 +66,7 @@ class _Job:
     heard_s: float
     lease_bytes: int = 0
     portion: Portion | None = None
+    told: Target | None = None
     began_s: float | None = None
     periods_s: deque[float] = field(default_factory=lambda: deque(maxlen=_SEEN))
 
@@ -166,7 +167,7 @@ class Coordinator:
             job.lease_bytes, job.heard_s = job.minimum_bytes, now_s
             self._admitted[job.member.job] = job
             answer.append(Admitted(job=job.member.job, minimum_bytes=job.minimum_bytes))
-            answer.append(_target(job.portion, self._interlocked))
+            self._tell(job, answer)
             answer.append(Granted(job=job.member.job, lease_bytes=job.lease_bytes))
         for job in self._admitted.values():
             wanted_bytes = job.minimum_bytes
@@ -192,16 +193,35 @@ class Coordinator:
                 break
             jobs.append(job)
             division = larger
-        before, self._interlocked = self._interlocked, division.interlocked
+        self._interlocked = division.interlocked
         for job, portion in zip(jobs, division.portions, strict=False):
-            told = job.portion
             job.portion = portion
             if not self._interlocked:  # nobody says when it begins a step
                 job.began_s = None
                 job.periods_s.clear()
-            is_news = told != portion or before != self._interlocked
-            if job.member.job in self._admitted and is_news:
-                answer.append(_target(portion, self._interlocked))
+        for job in self._admitted.values():
+            self._tell(job, answer)
+
+    def _tell(self, job: _Job, answer: list[Command]) -> None:
+        """What to plan for, where that is news. What an interlocked job keeps is what the others'
+        caps leave of the device anyway.
+        """
+        portion, keeps_bytes = job.portion, None
+        if portion is None:
+            return
+        if self._interlocked:
+            jobs = (*self._admitted.values(), *self._waiting.values())
+            caps = sum(job.portion.cap_bytes for job in jobs if job.portion is not None)
+            keeps_bytes = max(self.device_bytes - caps + portion.cap_bytes, 0)
+        target = Target(
+            job=portion.job,
+            cap_bytes=portion.cap_bytes,
+            rung=portion.rung,
+            keeps_bytes=keeps_bytes,
+        )
+        if job.told != target:
+            job.told = target
+            answer.append(target)
 
     def _division(self, jobs: list[_Job]) -> Division | None:
         return apportion([job.member for job in jobs], self.device_bytes)
@@ -291,15 +311,6 @@ class Coordinator:
             f"{member.profile.minimum_bytes} bytes; beside the other jobs' {others_bytes} the "
             f"device has {self.device_bytes - others_bytes}"
         )
-
-
-def _target(portion: Portion, interlocked: bool) -> Target:
-    return Target(
-        job=portion.job,
-        cap_bytes=portion.cap_bytes,
-        rung=portion.rung,
-        interlocked=interlocked,
-    )
 
 
 def _rung(job: _Job) -> Rung | None:

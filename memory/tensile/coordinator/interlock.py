@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tensile.coordinator.profile import SAMPLES, Rung
 
+_LONGEST = SAMPLES * 5 // 8  # that a step waits for another
 ALIKE = 1.1  # lengths of steps that stay interlocked for long, one over the other
 
 
@@ -55,12 +56,13 @@ def alike(rungs: Sequence[Rung]) -> tuple[int, ...]:
 
 def wait_s(mine: Rung, others: Sequence[tuple[Rung, float]], device_bytes: int) -> float:
     """How long a step should wait before it begins, so that all fit: 0 where they do already, or
-    never will. `others` are the rungs that run, and for how long their present step has.
+    will not. `others` are the rungs that run, and for how long their present step has.
 
-    Each of them is taken to go on with its next step at once. At most the length of a step.
+    Each of them is taken to go on with its next step at once. Not for much longer than half
+    a step: then another one waits for less when its next step begins.
     """
     part_s = mine.step_s / SAMPLES
-    for delay in range(SAMPLES):
+    for delay in range(_LONGEST + 1):
         if _peak(mine, others, delay * part_s) <= device_bytes:
             return delay * part_s
     return 0.0

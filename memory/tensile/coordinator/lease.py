@@ -47,12 +47,13 @@ class LeaseRefused(RuntimeError):
 
 class Lease:
     """`lease_bytes` may be held now, `cap_bytes` is what to plan for. Where steps are interlocked,
-    the one is asked for up to the other within a step. Any thread may call.
+    the one is asked for up to the other within a step, and given back down to `keeps_bytes`, which
+    is None elsewhere. Any thread may call.
     """
 
     def __init__(self, path: Path, member: Member, *, holds_bytes: int = 0) -> None:
         self.lease_bytes, self.cap_bytes = holds_bytes, member.profile.peak_bytes
-        self.is_interlocked = False
+        self.keeps_bytes: int | None = None
         self._path, self._member = path, member
         self._news = threading.Condition()
         self._socket: socket.socket | None = None
@@ -219,7 +220,7 @@ class Lease:
                 self._refusal = message.reason
             case Target():
                 self.cap_bytes = message.cap_bytes
-                self.is_interlocked = message.interlocked
+                self.keeps_bytes = message.keeps_bytes
             case Granted() if number >= self._returned_at:
                 self.lease_bytes = message.lease_bytes
             case Begin():

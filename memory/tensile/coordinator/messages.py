@@ -94,14 +94,15 @@ class Refused:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """From its next step on the job plans for `cap_bytes`. Where its lease is more, it returns what
-    is over as soon as it holds no more than that. Where steps are `interlocked`, leases rise and
-    fall within them: a job asks for what it is about to need, and returns what it has needed.
+    is over as soon as it holds no more than that. Where steps are interlocked, leases rise and fall
+    within them: a job asks for what it is about to need, and returns what it has needed, as far as
+    that is over `keeps_bytes`; None where they are not.
     """
 
     job: str
     cap_bytes: int
     rung: int
-    interlocked: bool = False
+    keeps_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
