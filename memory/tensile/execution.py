@@ -27,6 +27,7 @@ from tensile.stats import Counters
 
 _USUAL_STATES = 2  # of an optimizer that no trace knows, each as large as its parameter
 _AHEAD = 4  # contents on their way back at once, where no plan says when to ask
+_SOON = 8  # events before its use at which what no plan sent away is asked back
 
 
 class Execution:
@@ -101,6 +102,7 @@ class Execution:
         if self._running:
             freed_memory.on_full(None)
         self._running = False
+        self._pressure.distance = None
         self._waiting.clear()
         self._in_use.clear()
         if self.calls is not None:
@@ -147,6 +149,7 @@ class Execution:
             self._contents.settle()
             self.observation.see(moment, number, name)
         index = self._index(moment, number, name, size_bytes)
+        self._pressure.distance = None if index is None else self._events_until
         if index is None:
             self._contents.settle()
             unplanned_bytes = unmade_bytes + self._residency.away_bytes(needed)
@@ -157,10 +160,11 @@ class Execution:
             return
         assert self.schedule is not None
         self._rise_bytes = rise = self.schedule.rise_bytes[index]
-        busy = self._waiting or unmade_bytes or index in self.schedule.busy
+        sent_away = self._pressure.sent_away
+        busy = self._waiting or unmade_bytes or sent_away or index in self.schedule.busy
         scratch = self.schedule.scratch_bytes[index]
         still = not busy and not self._residency.is_away(needed)
-        if still and self._pressure.is_roomy(rise, scratch):
+        if still and (rise == 0 or self._pressure.is_roomy(rise, scratch)):
             return
         self._contents.settle()
         due = [*self._waiting, *self.schedule.leaving.get(index, ())]
@@ -174,6 +178,8 @@ class Execution:
         self.missing_bytes = max(self.missing_bytes, missing_bytes)
         for action in asked:  # only now, so that nothing comes before there is room
             self._ask(action)
+        if sent_away:
+            self._ask_again(self.schedule, rise)
 
     def enter(self, name: str, used: frozenset[str]) -> None:
         self._in_use.append(used)
@@ -292,6 +298,21 @@ class Execution:
             self._contents.ask(slot.content)
         elif not action.storage.startswith("activation:"):
             self._residency.ask(action.storage)
+
+    def _events_until(self, name: str) -> int:
+        assert self.schedule is not None
+        return self.schedule.events_until(name)
+
+    def _ask_again(self, schedule: Schedule, rise_bytes: int) -> None:
+        """What had to leave though the plan kept it, and is used soon, as far as there is room."""
+        sent_away = self._pressure.sent_away
+        for name in tuple(sent_away):
+            if not self._residency.is_away((name,)):
+                sent_away.discard(name)
+            elif schedule.events_until(name) <= _SOON:
+                if self._pressure.room_bytes(rise_bytes + self._residency.bytes_of(name)) >= 0:
+                    self._residency.ask(name)
+                    sent_away.discard(name)
 
     def _slot(self, action: Action) -> Slot | None:
         kind, _, number = action.storage.partition(":")

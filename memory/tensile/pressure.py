@@ -8,7 +8,7 @@ saved first, and waiting for it only when the budget itself is near.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from tensile import freed_memory
@@ -33,7 +33,9 @@ class Pressure:
     """`limit_bytes` is the budget; None for none. With a `lease` that rises and falls within a step
     it is the most that is asked for, and what counts is what was granted. `rise_bytes` is what a
     moment's work took so far, at most, where no trace tells it. `shortfall_bytes` is what found no
-    room in this step, at most, though everything had left that could.
+    room in this step, at most, though everything had left that could. `sent_away` are names of what
+    lasts and had to leave in this step, whatever a plan wanted; what `distance` says is used last
+    does first.
     """
 
     def __init__(self, gauge: Gauge, contents: Contents, residency: Residency) -> None:
@@ -43,6 +45,8 @@ class Pressure:
         self._refused_until_s = 0.0  # nobody will have returned much by then
         self.rise_bytes = 0
         self.shortfall_bytes = 0
+        self.sent_away: set[str] = set()
+        self.distance: Callable[[str], int] | None = None  # None: nobody knows
         self._gauge = gauge
         self._contents = contents
         self._residency = residency
@@ -187,6 +191,7 @@ class Pressure:
 
     def begin_step(self) -> None:
         self.shortfall_bytes = 0
+        self.sent_away.clear()
         self._before_bytes = self._gauge.held_bytes()
         self._rest = 0
 
@@ -258,10 +263,16 @@ class Pressure:
 
     def _let_go(self, excess_bytes: int, in_use: frozenset[str]) -> None:
         left = excess_bytes - self._contents.outgoing_bytes
-        for name in self._residency.candidates(in_use):
+        lasting = self._residency.candidates(in_use)
+        if self.distance is not None:
+            lasting.sort(key=self.distance, reverse=True)
+        for name in lasting:
             if left <= 0:
                 return
-            left -= self._residency.evict(name)
+            evicted_bytes = self._residency.evict(name)
+            left -= evicted_bytes
+            if evicted_bytes > 0:
+                self.sent_away.add(name)
         for content in self._contents.candidates():
             if left <= 0:
                 return

@@ -175,14 +175,16 @@ class Residency:
         self._recent.pop(name, None)
         self._recent[name] = None
 
-    def candidates(self, in_use: frozenset[str]) -> Iterator[str]:
+    def candidates(self, in_use: frozenset[str]) -> list[str]:
         """What could leave: states, then gradients, then the parameters that were not used for the
         longest time.
         """
-        for kind in (STATE, GRADIENT, PARAMETER):
-            for name in tuple(self._recent):
-                if name.startswith(kind) and name not in in_use:
-                    yield name
+        return [
+            name
+            for kind in (STATE, GRADIENT, PARAMETER)
+            for name in self._recent
+            if name.startswith(kind) and name not in in_use
+        ]
 
     def evict_mapped(self) -> None:
         """Everything that was placed leaves, whoever brought it in."""

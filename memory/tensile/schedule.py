@@ -6,6 +6,7 @@ followed; the first one that is not ends it for the rest of the step.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from itertools import accumulate, pairwise
 
@@ -47,6 +48,7 @@ class Schedule:
             (e.moment, e.number, e.name, _told(sizes[e.number]) if e.moment is Moment.PACK else 0)
             for e in trace.events
         ]
+        self._uses = _uses(trace)
         self._next = 0
         self.followed = False
 
@@ -87,6 +89,18 @@ class Schedule:
         self._next = left._next
         self.followed = self._keys[: self._next] == left._keys[: self._next]
 
+    def events_until(self, name: str) -> int:
+        """How many events it is until that parameter, gradient or state is used again, in the next
+        step if it is no more in this one.
+        """
+        uses = self._uses.get(name, ())
+        if not uses:
+            return len(self._keys)
+        now = self._next - 1
+        place = bisect_left(uses, now)
+        use = uses[place] if place < len(uses) else uses[0] + len(self._keys)
+        return use - now
+
     def away_at(self, index: int) -> list[Action]:
         """What is away at event `index`, or leaves across it."""
         away: list[Action] = []
@@ -111,6 +125,19 @@ def _told(size_bytes: int) -> int:
     than their fakes say (batch norm of bfloat16), which does not make it another step.
     """
     return size_bytes if size_bytes > _SMALL_BYTES else 0
+
+
+def _uses(trace: Trace) -> dict[str, list[int]]:
+    """For each name of what lasts: the events after which an operator uses it, in order."""
+    positions = [event.position for event in trace.events]
+    found: dict[str, list[int]] = defaultdict(list)
+    for access in trace.accesses:
+        storage = trace.storages[access.storage]
+        if storage.kind in (Kind.PARAMETER, Kind.GRADIENT, Kind.STATE):
+            event = bisect_right(positions, access.operator) - 1
+            if found[storage.name][-1:] != [event]:
+                found[storage.name].append(event)
+    return dict(found)
 
 
 def _scratch(trace: Trace) -> list[int]:

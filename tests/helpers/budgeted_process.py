@@ -1,6 +1,6 @@
 """A process that trains under a budget while its parent watches it: `python -m` with the folder,
 the budget in bytes (0 for none), the number of steps and, for a step that cannot be traced,
-`branching`. It says `ready` before it has any model,
+`branching`, or for one that holds ever more beside its tensors, `crowded`. It says `ready` before it has any model,
 with its libraries loaded and warm, and waits for a line; then one line for each step.
 """
 
@@ -60,6 +60,24 @@ def branching(training: Training, batch: torch.Tensor) -> None:
     training.losses.append(loss.item())
 
 
+def crowded(training: Training, batch: torch.Tensor) -> None:
+    """In the middle of the forward pass Python holds a little more in each step."""
+    layers = list(training.model.children())
+    hidden: list[bytes] = []
+    hooks = [
+        layers[10].register_forward_hook(
+            lambda *_: hidden.append(b"x" * ((2 + len(training.losses)) * 2**20))
+        ),
+        layers[20].register_forward_hook(lambda *_: hidden.clear()),
+    ]
+    training.step(batch)
+    for hook in hooks:
+        hook.remove()
+
+
+KINDS = {"branching": branching, "crowded": crowded}
+
+
 def main(folder: str, budget: int, steps: int, kind: str = "traced") -> None:
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(-3, 512 * 1024)
@@ -67,7 +85,7 @@ def main(folder: str, budget: int, steps: int, kind: str = "traced") -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     training = medium()
-    step = partial(branching, training) if kind == "branching" else training.step
+    step = partial(KINDS[kind], training) if kind in KINDS else training.step
     print("built", flush=True)
     session = Session(training.model, training.optimizer, budget or None, folder=folder)
     with session:
@@ -79,13 +97,14 @@ def main(folder: str, budget: int, steps: int, kind: str = "traced") -> None:
             if session.forecast is not None:
                 said["forecast"] = session.forecast.peak_bytes
                 said["floor"] = session.forecast.floor_bytes
-        passive = []
+        passive, fetches = [], []
         for number in range(steps):
             with session.step():
                 step(training.batches[number % 2])
             print("step", flush=True)
             passive.append(session.stats().passive_fetches)
-        said["passive"] = passive
+            fetches.append(session.stats().fetches)
+        said |= {"passive": passive, "fetches": fetches}
         with session.evaluate():
             training.loss(training.model, training.batches[0])
         said["stats"] = asdict(session.stats())

@@ -104,3 +104,12 @@ def test_a_step_that_cannot_be_traced_stays_under_its_budget_from_the_first_on(
     assert bound.said["stats"]["swapped_out_bytes"] > BUDGET_BYTES
     first, _, *later = [b - a for a, b in pairwise([0, *bound.said["passive"]])]
     assert max(later[1:]) < first / 2
+
+
+@pytest.mark.long
+def test_what_had_to_leave_beyond_the_plan_is_back_before_it_is_used(tmp_path: Path) -> None:
+    free = watched(tmp_path, 0, steps=8)
+    bound = watched(tmp_path, BUDGET_BYTES // 2, steps=8, kind="crowded")
+    assert bound.peak_bytes < 1.05 * BUDGET_BYTES // 2
+    assert bound.said["passive"][-1] <= 0.01 * bound.said["fetches"][-1]
+    assert bound.said["losses"][-8:] == free.said["losses"]
