@@ -422,8 +422,12 @@ class Daemon:
                 self._clock(),
                 node_id=decision.node_id,
                 cpus=job.spec["resources"]["cpus"],
+                cap_bytes=decision.cap_bytes,
             )
             if changed is not None:
+                if decision.readmission is not None:
+                    said = f"attempt {number} comes back: {decision.readmission}"
+                    self._store.tell(job.id, "Readmitted", said, now)
                 log.info(
                     "start job=%s attempt=%s node=%s device=%s: %s",
                     job.id, number, decision.node, decision.device, decision.reason,
@@ -496,6 +500,7 @@ class Daemon:
             resume_from=(keys.checkpoints_prefix(job.id), *origin),
             share=JobSpec.model_validate(job.spec).shares,
             priority=job.priority,
+            cap_bytes=attempt.cap_bytes,
         )
         self.cluster.launch(launch, attempt.node_id, attempt.cpus)
 

@@ -19,6 +19,7 @@ from dovetail_workers.storage.local import LocalStorage
 from helpers.bench import Bench
 from helpers.build import MIB, profile
 
+SHORT = "out of memory: a step found none"
 LADDER = profile((600 * MIB, 1.0), (300 * MIB, 1.2), (200 * MIB, 2.0))
 
 
@@ -137,27 +138,84 @@ def test_a_new_server_leaves_holders_alone_until_they_are_foreseen_again(tmp_pat
     room.store.close()
 
 
-def test_a_job_that_ran_out_of_memory_gets_a_device_of_its_own(tmp_path: Path) -> None:
-    room = Room(tmp_path, cpus=4.0)
-    jobs = [room.managed(name, share=True) for name in "ab"]
-    room.foresee(*jobs)
-    room.cluster.begin(f"{jobs[0]}.1")
-    cause = "out of memory: a step found none"
-    room.cluster.end(f"{jobs[0]}.1", Ended(outcome="out_of_memory", exit_code=2, message=cause))
+def run_out(room: Room, attempt_id: str, limit_bytes: int, peak_bytes: int) -> None:
+    """The attempt ends for want of memory, having said what it might hold and what it held."""
+    room.cluster.begin(attempt_id)
+    used = MemoryUsed(base_bytes=1, peak_bytes=peak_bytes, budget_bytes=limit_bytes)
+    room.cluster.report(attempt_id, used)
+    room.cluster.end(attempt_id, Ended(outcome="out_of_memory", exit_code=2, message=SHORT))
     room.turn()
-    waiting = room.job(jobs[0])
-    assert waiting.attempts[0].reason is Reason.OUT_OF_MEMORY
-    assert waiting.message.startswith(
+
+
+def story(room: Room, job_id: str, kind: str) -> list[str]:
+    return [event.message for event in room.store.events(job_id) if event.kind == kind]
+
+
+def test_a_job_that_ran_out_of_memory_comes_back_with_less_then_with_fewer_then_alone(
+    tmp_path: Path,
+) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    first, second = (room.managed(name, share=True) for name in "ab")
+    room.foresee(first, second)
+    run_out(room, f"{first}.1", limit_bytes=600 * MIB, peak_bytes=610 * MIB)
+    assert room.job(first).attempts[0].reason is Reason.OUT_OF_MEMORY
+    (told,) = story(room, first, "MemoryRanOut")
+    assert told == (
+        f"attempt 1 ended: {SHORT}; attempt 2 resumes from the newest checkpoint and has memory on "
+        "other terms, try 1 of 3"
+    )
+    # its ladder is taken to be as much higher as was measured: 610, 305 and 204 MiB
+    assert story(room, first, "Readmitted") == [
+        "attempt 2 comes back: attempt 1 ran out of memory on cpu:0 beside 1 other job, where it "
+        "might hold 600MiB and held 610MiB at most; it is kept to 305MiB now, one rung lower"
+    ]
+    assert room.cluster.launched[f"{first}.2"].cap_bytes == 305 * MIB
+    run_out(room, f"{first}.2", limit_bytes=305 * MIB, peak_bytes=300 * MIB)
+    waiting = room.job(first)
+    assert waiting.state is State.QUEUED
+    assert "joins fewer than 1 there, and 1 is there now" in waiting.message
+    room.finish(second)
+    third = room.cluster.launched[f"{first}.3"]
+    assert third.cap_bytes is not None
+    assert third.cap_bytes < 305 * MIB
+    (_, said) = story(room, first, "Readmitted")
+    assert said.endswith("one rung lower, beside fewer jobs or on another device")
+    run_out(room, f"{first}.3", limit_bytes=204 * MIB, peak_bytes=204 * MIB)
+    assert room.cluster.launched[f"{first}.4"].cap_bytes == 2**30
+    newcomer = room.managed("c", share=True)
+    room.foresee(newcomer)
+    assert "cannot share it: it ran out of memory before" in room.job(newcomer).message
+    run_out(room, f"{first}.4", limit_bytes=2**30, peak_bytes=2**30)
+    ended = room.job(first)
+    assert (ended.state, ended.reason) == (State.FAILED, Reason.OUT_OF_MEMORY)
+    room.store.close()
+
+
+def test_what_a_job_comes_back_with_is_asked_for_again_by_the_next_server(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    job_id = room.managed("a", share=True)
+    room.foresee(job_id)
+    run_out(room, f"{job_id}.1", limit_bytes=600 * MIB, peak_bytes=600 * MIB)
+    assert room.cluster.launched[f"{job_id}.2"].cap_bytes == 300 * MIB
+    room.daemon = room.new_daemon()
+    room.turn()
+    assert room.cluster.launched[f"{job_id}.2"].cap_bytes == 300 * MIB
+    room.store.close()
+
+
+def test_a_script_that_took_more_than_it_declares_comes_back_with_a_whole_device(
+    tmp_path: Path,
+) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    hungry, other = (room.submit(name, resources={"memory": "400MiB"}) for name in "ab")
+    run_out(room, f"{hungry}.1", limit_bytes=400 * MIB, peak_bytes=500 * MIB)
+    assert room.job(hungry).message.startswith(
         "waits for a device of its own, since it ran out of memory before: cpu:0 on n1 is held by"
     )
-    (told,) = (e for e in room.store.events(jobs[0]) if e.kind == "MemoryRanOut")
-    assert told.message == (
-        f"attempt 1 ended: {cause}; attempt 2 gets a device of its own and resumes from the newest "
-        "checkpoint"
-    )
-    room.finish(jobs[1])
-    assert room.job(jobs[0]).state is State.STARTING
-    assert f"{jobs[0]}.2" in room.cluster.launched
+    room.finish(other)
+    assert room.cluster.launched[f"{hungry}.2"].cap_bytes == 2**30
+    (said,) = story(room, hungry, "Readmitted")
+    assert said.endswith("it has no lower rung, so it has a device of its own, and all of it")
     room.store.close()
 
 

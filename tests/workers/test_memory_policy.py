@@ -26,6 +26,7 @@ def policy_of(
     policy: str,
     budget: str = "1MiB",
     say: Callable[[str], None] = print,
+    cap_bytes: int | None = None,
 ) -> MemoryPolicy:
     memory = {"policy": policy, **({"budget": budget} if policy == "tensile" else {})}
     spec = JobSpec.model_validate(
@@ -37,7 +38,9 @@ def policy_of(
         }
     )
     models, optimizers = {"model": training.model}, {"model": training.optimizer}
-    return MemoryPolicy(spec, torch.device("cpu"), 2**30, models, optimizers, None, say)
+    return MemoryPolicy(
+        *(spec, torch.device("cpu"), 2**30, models, optimizers, None, say), cap_bytes=cap_bytes
+    )
 
 
 def test_a_lower_tier_that_gives_out_fails_the_run_with_a_sentence(
@@ -57,6 +60,16 @@ def test_a_lower_tier_that_gives_out_fails_the_run_with_a_sentence(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     memory.attempt(lambda: training.step(training.batches[0]))
     assert memory.used().swapped_out_bytes
+    memory.close()
+
+
+@pytest.mark.parametrize(("budget", "limit"), [("auto", 2**20), ("2MiB", 2**20), ("512KiB", 2**19)])
+def test_a_job_that_comes_back_is_kept_to_what_it_comes_back_with(
+    budget: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSILE_FOLDER", str(tmp_path))
+    memory = policy_of(perceptron(), "tensile", budget, cap_bytes=2**20)
+    assert memory.used().budget_bytes == limit
     memory.close()
 
 

@@ -156,6 +156,7 @@ class _Run:
             self._workload.optimizers,
             self._base,
             say=say,
+            cap_bytes=launch.cap_bytes,
         )
         if found is not None:
             with self._memory.staging() as make_room:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dovetail.scheduler.view import Sharing
@@ -39,13 +39,19 @@ def foreseen(job_id: str, answer: dict[str, Any]) -> Foreseen:
     Raises KeyError, TypeError or ValueError for an answer that is none.
     """
     peak_bytes = answer["forecast"]["peak_bytes"]
-    measured_bytes = answer.get("measured_bytes") or 0
     profile = Profile.from_json(answer["profile"]) if "profile" in answer else None
-    expected_bytes = peak_bytes if profile is None else profile.peak_bytes
-    if measured_bytes <= expected_bytes:
-        return Foreseen(job_id=job_id, peak_bytes=peak_bytes, profile=profile)
-    return Foreseen(
-        job_id=job_id,
+    traced = Foreseen(job_id=job_id, peak_bytes=peak_bytes, profile=profile)
+    return corrected(traced, answer.get("measured_bytes"))
+
+
+def corrected(found: Foreseen, measured_bytes: int | None) -> Foreseen:
+    """By a peak that was measured, where that is higher than what is known."""
+    profile = found.profile
+    expected_bytes = found.peak_bytes if profile is None else profile.peak_bytes
+    if measured_bytes is None or expected_bytes is None or measured_bytes <= expected_bytes:
+        return found
+    return replace(
+        found,
         peak_bytes=measured_bytes,
         profile=None if profile is None else scaled(profile, measured_bytes / expected_bytes),
         provenance="measured",
@@ -72,20 +78,24 @@ class Outlooks:
             self._known = {key: found for key, found in self._known.items() if key in job_ids}
 
 
-def sharing(spec: JobSpec, found: Foreseen | None, shortages: int = 0) -> Sharing:
-    """What the scheduler is told of a job; None is found while it is asked for. After as many
-    `shortages`, ends for want of memory, it has no more neighbours.
-    """
-    share, alone = spec.resources.share if spec.shares else False, _alone(spec, found)
-    if shortages and spec.shares:
-        share, alone = False, "it ran out of memory before"
+def sharing(spec: JobSpec, found: Foreseen | None) -> Sharing:
+    """What the scheduler is told of a job; None is found while it is asked for."""
     return Sharing(
-        share=share,
+        share=spec.resources.share if spec.shares else False,
         profile=_profile(spec, found),
-        alone=alone,
+        alone=_alone(spec, found),
         min_speed=spec.resources.min_speed,
         priority=spec.priority,
     )
+
+
+def on_terms(offered: Sharing, cap_bytes: int | None, alone: bool) -> Sharing:
+    """Of a job that ran out of memory and comes back with less of it, or with no neighbours."""
+    if alone:
+        return replace(offered, share=False, alone="it ran out of memory before")
+    if cap_bytes is None or offered.profile is None:
+        return offered
+    return replace(offered, profile=capped(offered.profile, cap_bytes))
 
 
 def warnings(spec: JobSpec, found: Foreseen) -> tuple[str, ...]:
