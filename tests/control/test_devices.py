@@ -200,6 +200,7 @@ SWIN = JobUseView(
     rungs=6,
     speed=0.8,
     swapped_out_bytes=7 * MIB,
+    fence="watched",
 )
 WAITING = JobUseView(
     job="m7w2ab",
@@ -250,13 +251,14 @@ def test_devices_shows_a_line_for_each_job_and_for_each_free_device(
     assert code == 0
     assert lines == [
         ["NODE", "DEVICE", "MEMORY", "FREE", "JOB", "NAME", "LEASE", "RESIDENT", "CAP", "RUNG",
-         "SPEED", "SWAPPED", "STATE"],
+         "SPEED", "SWAPPED", "FENCE", "STATE"],
         ["n1", "cpu:0", "1GiB", "0B", "k3f9qz", "swin", "300MiB", "240MiB", "320MiB", "2 of 6",
-         "80%", "7MiB", "running"],
+         "80%", "7MiB", "watched", "running"],
         ["n1", "cpu:0", "1GiB", "0B", "m7w2ab", "gpt", "0B", "-", "200MiB", "6 of 6", "40%", "-",
+         "-",
          "starting: waits for 209715200 bytes, of which 0 are free"],
-        ["n1", "cpu:1", "1GiB", "-", "p4x8cd", "alone", "-", "-", "-", "-", "-", "-", "running"],
-        ["n1", "cpu:2", "1GiB", "1GiB", *["-"] * 9],
+        ["n1", "cpu:1", "1GiB", "-", "p4x8cd", "alone", *["-"] * 7, "running"],
+        ["n1", "cpu:2", "1GiB", "1GiB", *["-"] * 10],
     ]  # fmt: skip
 
 

@@ -102,8 +102,8 @@ def test_a_declared_memory_stands_for_a_forecast_that_cannot_be_had() -> None:
         (
             family({"memory": "100MiB"}, policy="none"),
             KNOWN,
-            "resources.memory: 100MiB is below the forecast peak of 200MiB, and nothing keeps the "
-            "job to it; reserve more, or use memory.policy: tensile",
+            "resources.memory: 100MiB is below the forecast peak of 200MiB, and the job is ended "
+            "where it takes more; reserve more, or use memory.policy: tensile",
         ),
         (
             family(),

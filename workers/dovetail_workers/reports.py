@@ -113,7 +113,8 @@ class CheckpointFolder:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUsed:
     """Resident bytes by the operating system: the bare process with its libraries, and the highest
-    growth over it. With a memory manager also what it foresaw, was given, and did so far.
+    growth over it. With a memory manager also what it foresaw, was given, and did so far. `fence`,
+    the supervisor's word, is who keeps it to its budget.
     """
 
     type: ClassVar[str] = "memory"
@@ -127,6 +128,7 @@ class MemoryUsed:
     passive_fetches: Count | None = None
     stall_s: float | None = None
     replans: Count | None = None
+    fence: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

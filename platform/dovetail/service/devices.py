@@ -99,6 +99,7 @@ def _job_use(job: JobRecord, attempt: AttemptRecord, share: JobShare | None) -> 
         attempt=attempt.number,
         state=job.state,
         swapped_out_bytes=job.memory.swapped_out_bytes,
+        fence=job.memory.fence,
         **_share_fields(share, job),
     )
 

@@ -125,7 +125,8 @@ def _short(spec: JobSpec, found: Foreseen) -> str | None:
     )
     if spec.memory.policy == "none":
         return (
-            f"{said}, and nothing keeps the job to it; reserve more, or use memory.policy: tensile"
+            f"{said}, and the job is ended where it takes more; reserve more, or use "
+            "memory.policy: tensile"
         )
     least_bytes = found.profile.minimum_bytes if found.profile is not None else 0
     if reserved < least_bytes:

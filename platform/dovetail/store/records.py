@@ -94,7 +94,7 @@ class ProgressRecord:
 class MemoryRecord:
     """Bytes, None until known. `provenance` is how the forecast was made, `peak_bytes` the highest
     growth over `base_bytes` so far; what follows `base_bytes` is the newest attempt's, of the
-    tensile policy.
+    tensile policy; `fence` is who keeps it to its budget.
     """
 
     forecast_bytes: int | None = None
@@ -108,6 +108,7 @@ class MemoryRecord:
     passive_fetches: int | None = None
     stall_s: float | None = None
     replans: int | None = None
+    fence: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
