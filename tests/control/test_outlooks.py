@@ -36,6 +36,17 @@ def test_a_managed_job_offers_its_ladder() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kept", "of_attempts", "busy"),
+    [(None, (), 1.0), (0.3, (), 0.3), (None, (None, 0.4), 0.4), (0.3, (0.4,), 0.4), (0.0, (), 0.0)],
+)
+def test_a_job_is_as_busy_as_the_most_that_was_measured_and_before_it_is_busy(
+    kept: float | None, of_attempts: tuple[float | None, ...], busy: float
+) -> None:
+    assert sharing(family(), replace(KNOWN, busy=kept), of_attempts).busy == busy
+    assert sharing(family(), None).busy == 1.0
+
+
+@pytest.mark.parametrize(
     ("resources", "memory", "rungs"),
     [
         ({"memory": 130 * MIB}, {}, 2),

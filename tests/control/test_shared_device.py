@@ -9,12 +9,12 @@ import pytest
 
 from dovetail.service.code import CodeShelf
 from dovetail.service.forecasts import Forecasts
-from dovetail.service.foresight import Foresight
+from dovetail.service.foresight import Foresight, Measured
 from dovetail.service.outlooks import Foreseen
 from dovetail.store.records import JobRecord
 from dovetail_jobs.lifecycle import Reason, State
 from dovetail_jobs.spec import JobSpec
-from dovetail_workers.reports import Ended, MemoryUsed
+from dovetail_workers.reports import Busy, Ended, MemoryUsed
 from dovetail_workers.storage.local import LocalStorage
 from helpers.bench import Bench
 from helpers.build import MIB, profile
@@ -78,6 +78,45 @@ def test_two_jobs_that_keep_the_device_busy_run_one_after_the_other(tmp_path: Pa
     assert "instead of 1.00, since they keep it busy" in waiting.message
     room.finish(first)
     assert room.job(second).state is State.STARTING
+    room.store.close()
+
+
+def test_jobs_that_were_measured_to_leave_the_device_idle_join_by_themselves(
+    tmp_path: Path,
+) -> None:
+    room = Room(tmp_path, cpus=1.0)
+    first, second, third = (room.managed(name, cpus=0.3) for name in "abc")
+    room.foresee(first, second, third)
+    assert "since they keep it busy" in room.job(second).message
+    room.cluster.begin(f"{first}.1")
+    room.cluster.report(f"{first}.1", Busy(share=0.3))
+    room.turn()
+    # the running one is known to leave room, the other is taken to want all it can get
+    assert room.job(second).state is State.STARTING
+    assert "since they keep it busy" in room.job(third).message
+    room.daemon.step([Foreseen(job_id=third, peak_bytes=1, profile=LADDER, busy=0.3)])
+    room.cluster.begin(f"{second}.1")
+    room.cluster.report(f"{second}.1", Busy(share=0.3))
+    room.turn()
+    assert room.job(third).state is State.STARTING
+    room.store.close()
+
+
+def test_jobs_that_were_measured_to_be_busy_wait_and_say_so(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=1.0)
+    jobs = [room.managed(name, cpus=0.3) for name in "ab"]
+    room.foresee(jobs[0])
+    room.cluster.begin(f"{jobs[0]}.1")
+    room.cluster.report(f"{jobs[0]}.1", Busy(share=0.98))
+    room.turn()
+    found = Foreseen(job_id=jobs[1], peak_bytes=1, profile=LADDER, busy=0.95)
+    room.daemon.step([found])
+    room.turn()
+    waiting = room.job(jobs[1])
+    assert waiting.state is State.QUEUED
+    assert "would do 1.03 jobs' work at a time instead of 1.00, since they keep it busy" in (
+        waiting.message
+    )
     room.store.close()
 
 
@@ -230,18 +269,26 @@ def test_a_declared_memory_below_the_forecast_is_told_in_the_story(tmp_path: Pat
     room.store.close()
 
 
-@pytest.mark.parametrize(("peak_bytes", "learnt"), [(700 * MIB, [700 * MIB]), (500 * MIB, [])])
-def test_an_attempt_that_took_more_than_was_foreseen_is_learnt_from(
-    tmp_path: Path, peak_bytes: int, learnt: list[int]
+@pytest.mark.parametrize(
+    ("peak_bytes", "busy", "learnt"),
+    [
+        (700 * MIB, None, [Measured(peak_bytes=700 * MIB)]),
+        (500 * MIB, None, []),
+        (500 * MIB, 0.3, [Measured(busy=0.3)]),
+        (700 * MIB, 0.3, [Measured(peak_bytes=700 * MIB, busy=0.3)]),
+    ],
+)
+def test_an_attempt_that_took_more_than_was_foreseen_or_was_busy_is_learnt_from(
+    tmp_path: Path, peak_bytes: int, busy: float | None, learnt: list[Measured]
 ) -> None:
-    heard: list[int] = []
+    heard: list[Measured] = []
 
     class Pupil(Foresight):
         def ask(self, job: JobRecord) -> None:
             """Told by the test."""
 
-        def learn(self, job: JobRecord, peak_bytes: int) -> None:
-            heard.append(peak_bytes)
+        def learn(self, job: JobRecord, measured: Measured) -> None:
+            heard.append(measured)
 
     code = CodeShelf(LocalStorage(tmp_path / "code"), 1)
     room = Room(tmp_path, foresight=lambda put: Pupil(Forecasts(tmp_path), code, put))
@@ -249,6 +296,8 @@ def test_an_attempt_that_took_more_than_was_foreseen_is_learnt_from(
     room.foresee(job_id)
     room.cluster.begin(f"{job_id}.1")
     room.cluster.report(f"{job_id}.1", MemoryUsed(base_bytes=1, peak_bytes=peak_bytes))
+    if busy is not None:
+        room.cluster.report(f"{job_id}.1", Busy(share=busy))
     room.turn()
     assert heard == []
     room.cluster.lose(f"{job_id}.1")

@@ -1,5 +1,5 @@
-"""What encloses the processes of one attempt: how much memory they may hold, who enforces it, and
-how that stands in its reports.
+"""What encloses the processes of one attempt: how much memory they may hold, who enforces it, what
+they keep busy, and how that stands in its reports.
 
 On a CPU device a control group does where this user has the memory controller, and a watch beside
 it in any case: a lease moves faster than a group's limit could, and the watch's sentence says more
@@ -13,11 +13,12 @@ from dataclasses import replace
 
 from dovetail_workers import cuda_fence
 from dovetail_workers.attempt_watch import AttemptWatch
+from dovetail_workers.busyness import Busyness
 from dovetail_workers.cgroup import Cgroup
 from dovetail_workers.launch import Launch
 from dovetail_workers.memory_fence import MemoryFence, overrun
 from dovetail_workers.memory_limit import fenced_bytes, limit_of
-from dovetail_workers.reports import MemoryUsed, Report
+from dovetail_workers.reports import MemoryUsed, Report, Started
 
 
 class Enclosure:
@@ -38,6 +39,8 @@ class Enclosure:
         self._limit = limit_of(launch, device_environment)
         self._leased = launch.share and not self._is_script
         self._fence = MemoryFence(self._limit, on_overrun, awaits_base=not self._is_script)
+        threads = max(1, int(launch.spec["resources"]["cpus"]))
+        self._busyness = Busyness(threads, report)
         self._group: Cgroup | None = None
         self._watch: AttemptWatch | None = None
 
@@ -62,11 +65,15 @@ class Enclosure:
                 self._confine(base_bytes=0)
         if self._is_script and self.kind is not None:
             self._report(MemoryUsed(budget_bytes=self._limit().bytes, fence=self.kind))
-        looks = [self._fence.look] if self._is_cpu else []
-        self._watch = AttemptWatch(*looks)
+        if self._is_script:
+            self._busyness.begin()
+        if self._is_cpu:
+            self._watch = AttemptWatch(self._fence.look, self._busyness.look)
 
     def heard(self, report: Report) -> Report:
         """A report of the attempt, as it goes on."""
+        if isinstance(report, Started):
+            self._busyness.begin()
         if not isinstance(report, MemoryUsed):
             return report
         if report.base_bytes is not None:

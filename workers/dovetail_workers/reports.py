@@ -132,6 +132,16 @@ class MemoryUsed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """The share of its processors that the attempt keeps computing while it trains and nobody else
+    wants them: 0 to 1, on the average so far. The supervisor's word.
+    """
+
+    type: ClassVar[str] = "busy"
+    share: Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
     """The program ends because of what the user wrote; `message` is the sentence for them."""
 
@@ -176,13 +186,13 @@ class Ended:
 
 Report = (
     Started | Progress | Metrics | CheckpointSaved | CheckpointRemoved | CheckpointSkipped
-    | CheckpointFolder | MemoryUsed | Refused | Failed | JournalDamaged | Ended
+    | CheckpointFolder | MemoryUsed | Busy | Refused | Failed | JournalDamaged | Ended
 )  # fmt: skip
 _TYPES: dict[str, type[Any]] = {
     kind.type: kind
     for kind in (
         Started, Progress, Metrics, CheckpointSaved, CheckpointRemoved, CheckpointSkipped,
-        CheckpointFolder, MemoryUsed, Refused, Failed, JournalDamaged, Ended,
+        CheckpointFolder, MemoryUsed, Busy, Refused, Failed, JournalDamaged, Ended,
     )
 }  # fmt: skip
 

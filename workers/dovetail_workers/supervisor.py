@@ -33,6 +33,7 @@ from dovetail_workers.launch import Launch
 from dovetail_workers.log import LogWriter
 from dovetail_workers.pace import pauses_s
 from dovetail_workers.reports import (
+    Busy,
     CheckpointFolder,
     CheckpointSaved,
     Ended,
@@ -311,7 +312,7 @@ class Supervisor:
         match report:
             case CheckpointFolder():
                 self._store_folder(report)
-            case Started() if self._launch.spec.get("script"):
+            case Started() | Busy() if self._launch.spec.get("script"):
                 raise ValueError(f"{report.type} is not a program's to say")
             case Failed():
                 self._failure, self._again = report.message, report.again

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,7 +22,8 @@ Provenance = Literal["traced", "measured", "declared"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foreseen:
     """A job's step peaks at so many bytes, if nothing is done about it; `profile` is what it asks
-    of a device that it shares. Where nothing could be found out, `cause` says why.
+    of a device that it shares. Where nothing could be found out, `cause` says why. `busy` is the
+    highest share of its device that a job of this configuration was measured to keep busy.
     """
 
     job_id: str
@@ -30,6 +31,7 @@ class Foreseen:
     profile: Profile | None = None
     provenance: Provenance = "traced"
     cause: str | None = None
+    busy: float | None = None
 
 
 def foreseen(job_id: str, answer: dict[str, Any]) -> Foreseen:
@@ -40,7 +42,12 @@ def foreseen(job_id: str, answer: dict[str, Any]) -> Foreseen:
     """
     peak_bytes = answer["forecast"]["peak_bytes"]
     profile = Profile.from_json(answer["profile"]) if "profile" in answer else None
-    traced = Foreseen(job_id=job_id, peak_bytes=peak_bytes, profile=profile)
+    traced = Foreseen(
+        job_id=job_id,
+        peak_bytes=peak_bytes,
+        profile=profile,
+        busy=answer.get("measured_busy"),
+    )
     return corrected(traced, answer.get("measured_bytes"))
 
 
@@ -78,9 +85,15 @@ class Outlooks:
             self._known = {key: found for key, found in self._known.items() if key in job_ids}
 
 
-def sharing(spec: JobSpec, found: Foreseen | None) -> Sharing:
-    """What the scheduler is told of a job; None is found while it is asked for."""
+def sharing(
+    spec: JobSpec, found: Foreseen | None, measured_busy: Sequence[float | None] = ()
+) -> Sharing:
+    """What the scheduler is told of a job; None is found while it is asked for. How busy it keeps
+    its device is the most that was measured, of it or of its configuration; before, all of it.
+    """
+    known = (*measured_busy, None if found is None else found.busy)
     return Sharing(
+        busy=max((share for share in known if share is not None), default=1.0),
         share=spec.resources.share if spec.shares else False,
         profile=_profile(spec, found),
         alone=_alone(spec, found),

@@ -110,11 +110,12 @@ def _offered(job: JobRecord, outlooks: Outlooks) -> tuple[Sharing, Terms | None]
         for attempt in job.attempts
         if attempt.reason is Reason.OUT_OF_MEMORY
     )
+    busy = [attempt.busy for attempt in job.attempts]
     if not shortages:
-        return sharing(spec, found), None
+        return sharing(spec, found, busy), None
     # the forecasts learn it too, a moment later
     known = None if found is None else corrected(found, job.memory.peak_bytes)
-    offered = sharing(spec, known)
+    offered = sharing(spec, known, busy)
     return offered, terms(shortages, offered.profile, shares=offered.share is not False)
 
 

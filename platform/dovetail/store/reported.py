@@ -60,6 +60,8 @@ def add_reports(
                 job.memory = _memory(job.memory, report)
                 attempt.budget_bytes = report.budget_bytes or attempt.budget_bytes
                 attempt.peak_bytes = _highest(attempt.peak_bytes, report.peak_bytes)
+            case said.Busy():
+                attempt.busy = report.share
             case said.Refused():
                 attempt.refusal = report.message
             case said.Ended():
