@@ -107,9 +107,9 @@ def test_jobs_that_were_measured_to_be_busy_wait_and_say_so(tmp_path: Path) -> N
     jobs = [room.managed(name, cpus=0.3) for name in "ab"]
     room.foresee(jobs[0])
     room.cluster.begin(f"{jobs[0]}.1")
-    room.cluster.report(f"{jobs[0]}.1", Busy(share=0.98))
+    room.cluster.report(f"{jobs[0]}.1", Busy(share=0.97))
     room.turn()
-    found = Foreseen(job_id=jobs[1], peak_bytes=1, profile=LADDER, busy=0.95)
+    found = Foreseen(job_id=jobs[1], peak_bytes=1, profile=LADDER, busy=0.97)
     room.daemon.step([found])
     room.turn()
     waiting = room.job(jobs[1])
