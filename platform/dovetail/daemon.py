@@ -395,7 +395,10 @@ class Daemon:
         self._outlooks.put(found)
         if found.peak_bytes is not None:
             self._store.set_forecast(found.job_id, found.peak_bytes, found.provenance)
-        for said in warnings(JobSpec.model_validate(self._store.job(found.job_id).spec), found):
+        job = self._store.job(found.job_id)
+        if job.state.terminal:
+            return  # what it took is for those that come
+        for said in warnings(JobSpec.model_validate(job.spec), found):
             self._store.tell(found.job_id, "Warned", said, self._clock())
 
     def _schedule(self, active: list[JobRecord]) -> None:

@@ -92,6 +92,7 @@ def test_what_was_kept_is_answered_again_and_corrected_by_what_was_measured(benc
         peak_bytes=360,
         profile=profile((360, 1.0), (240, 2.0)),
         provenance="measured",
+        traced_bytes=300,
     )
     assert heard.get(timeout=10) == corrected
     foresight.learn(bench.job(family_job(bench, "lower")), Measured(peak_bytes=350, busy=0.2))

@@ -137,8 +137,12 @@ def test_a_higher_peak_that_was_measured_corrects_every_rung() -> None:
     assert foreseen("a", {**answer, "measured_bytes": 200 * MIB}) == as_traced
     corrected = foreseen("a", {**answer, "measured_bytes": 300 * MIB})
     assert warnings(family(), corrected) == (
-        "a job of this configuration took 300MiB, more than was foreseen; that is what is counted "
-        "with",
+        "a job of this configuration took 300MiB, more than the 200MiB that were foreseen; that is "
+        "what is counted with",
     )
+    assert warnings(family(policy="none"), corrected) == ()  # nothing is decided by it
+    a_little = foreseen("a", {**answer, "measured_bytes": 215 * MIB})
+    assert a_little.peak_bytes == 215 * MIB
+    assert warnings(family(), a_little) == ()
     assert corrected.profile is not None
     assert [rung.bytes for rung in corrected.profile.rungs] == [300 * MIB, 180 * MIB, 75 * MIB]

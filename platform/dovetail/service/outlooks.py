@@ -16,6 +16,7 @@ from dovetail_jobs.spec import JobSpec
 from dovetail_jobs.units import format_bytes
 from tensile.coordinator import Profile, Rung, declared
 
+WORTH_SAYING = 1.1  # times what was foreseen: less is within what a forecast can miss by
 Provenance = Literal["traced", "measured", "declared"]
 
 
@@ -23,7 +24,8 @@ Provenance = Literal["traced", "measured", "declared"]
 class Foreseen:
     """A job's step peaks at so many bytes, if nothing is done about it; `profile` is what it asks
     of a device that it shares. Where nothing could be found out, `cause` says why. `busy` is the
-    highest share of its device that a job of this configuration was measured to keep busy.
+    highest share of its device that a job of this configuration was measured to keep busy. Of a
+    `measured` peak, `traced_bytes` is what had been foreseen.
     """
 
     job_id: str
@@ -32,6 +34,7 @@ class Foreseen:
     provenance: Provenance = "traced"
     cause: str | None = None
     busy: float | None = None
+    traced_bytes: int | None = None
 
 
 def foreseen(job_id: str, answer: dict[str, Any]) -> Foreseen:
@@ -62,6 +65,7 @@ def corrected(found: Foreseen, measured_bytes: int | None) -> Foreseen:
         peak_bytes=measured_bytes,
         profile=None if profile is None else scaled(profile, measured_bytes / expected_bytes),
         provenance="measured",
+        traced_bytes=expected_bytes,
     )
 
 
@@ -113,19 +117,29 @@ def on_terms(offered: Sharing, cap_bytes: int | None, alone: bool) -> Sharing:
 
 def warnings(spec: JobSpec, found: Foreseen) -> tuple[str, ...]:
     """What the user should know: that the job cannot share, that an earlier one took more than was
-    foreseen, that less is reserved than it will want.
+    foreseen, where that decides who it shares a device with, that less is reserved than it will
+    want.
     """
     said = []
     if spec.family is not None and (alone := _alone(spec, found)) is not None:
         said.append(f"{alone}, so it waits for a device of its own")
-    if found.provenance == "measured" and found.peak_bytes is not None:
-        said.append(
-            f"a job of this configuration took {format_bytes(found.peak_bytes)}, more than was "
-            "foreseen; that is what is counted with"
-        )
+    if (more := _more_than_foreseen(spec, found)) is not None:
+        said.append(more)
     if (short := _short(spec, found)) is not None:
         said.append(short)
     return tuple(said)
+
+
+def _more_than_foreseen(spec: JobSpec, found: Foreseen) -> str | None:
+    peak_bytes, traced_bytes = found.peak_bytes, found.traced_bytes
+    if not spec.shares or peak_bytes is None or traced_bytes is None:
+        return None
+    if peak_bytes <= WORTH_SAYING * traced_bytes:
+        return None
+    return (
+        f"a job of this configuration took {format_bytes(peak_bytes)}, more than the "
+        f"{format_bytes(traced_bytes)} that were foreseen; that is what is counted with"
+    )
 
 
 def _short(spec: JobSpec, found: Foreseen) -> str | None:
