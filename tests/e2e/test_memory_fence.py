@@ -12,7 +12,7 @@ from helpers.installation import Installation
 
 pytestmark = pytest.mark.ray
 
-HUNGRY = "import time; held = bytearray(b'x') * (400 << 20); time.sleep(4)"
+HUNGRY = "import time; held = bytearray(b'x') * (600 << 20); time.sleep(4)"
 MODEST = "import time; held = bytearray(b'x') * (40 << 20); time.sleep(1000)"
 
 
@@ -46,7 +46,7 @@ def test_it_is_ended_and_comes_back_with_a_device_of_its_own(
         ),
     )
     assert "since it ran out of memory before" in waiting["message"]
-    assert waiting["memory"]["peak_bytes"] > 400 * 2**20
+    assert waiting["memory"]["peak_bytes"] > 600 * 2**20
     (device,) = own.json("devices")
     assert [(job["job"], job["fence"]) for job in device["jobs"]] == [
         (neighbour, waiting["memory"]["fence"])
@@ -58,10 +58,10 @@ def test_it_is_ended_and_comes_back_with_a_device_of_its_own(
     assert (ended["state"], len(ended["attempts"])) == ("SUCCEEDED", 2)
     story = {event["kind"]: event["message"] for event in own.json("events", hungry)}
     assert (
-        "and might hold 100MiB (resources.memory); write resources.memory: 4"
+        "and might hold 100MiB of the device (resources.memory); write resources.memory: 6"
         in (story["MemoryRanOut"])
     )
     assert story["Readmitted"].startswith(
         "attempt 2 comes back: attempt 1 ran out of memory on cpu:0 beside 1 other job, where it "
-        "might hold 100MiB and held 4"
+        "might hold 100MiB and held 6"
     )

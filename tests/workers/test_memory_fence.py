@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dovetail_jobs.load import load_file
 from dovetail_workers import cuda_fence
 from dovetail_workers.held_memory import held_bytes, shared_fairly_bytes
 from dovetail_workers.launch import Launch
@@ -20,6 +21,7 @@ from dovetail_workers.memory_limit import MemoryLimit, fenced_bytes, fixed_limit
 from dovetail_workers.program import environment
 from dovetail_workers.reports import MemoryUsed
 from helpers.attempts import ended, entries, log_text, run, script_launch, start, wait_for
+from helpers.installation import EXAMPLE
 from tensile.coordinator import Member, declared
 from tensile.coordinator.broker import Broker
 from tensile.coordinator.lease import Lease
@@ -50,23 +52,39 @@ def test_a_script_that_takes_more_than_it_declares_is_ended_and_its_neighbour_go
     tmp_path: Path,
 ) -> None:
     neighbour = replace(holder(tmp_path, 40, "64MiB"), job_id="neighbour")
-    hungry = holder(tmp_path, 200, "20MiB")
+    hungry = holder(tmp_path, 500, "20MiB")
     beside = start(neighbour, tmp_path / "beside")
     wait_for("the neighbour's memory", lambda: "holds" in log_text(neighbour))
     end = run(hungry, tmp_path)
     assert end.outcome == "out_of_memory"
-    assert end.message.startswith("out of memory: it held 2")
-    assert "MiB of device memory, and might hold 20MiB (resources.memory); write resour" in (
+    assert end.message.startswith("out of memory: it held 5")
+    assert "MiB with its libraries, and might hold 20MiB of the device (resources.memory); wri" in (
         end.message
     )
     first, last = used(hungry)
     assert (first.budget_bytes, first.fence) == (20 * MIB, "watched")
     assert last.peak_bytes is not None
-    assert 200 * MIB < last.peak_bytes < 260 * MIB
+    assert 500 * MIB < last.peak_bytes < 560 * MIB
     assert beside.poll() is None
     (tmp_path / "go-on").touch()
     beside.wait(30)
     assert ended(neighbour).outcome == "succeeded"
+
+
+@pytest.mark.long
+def test_a_family_without_a_manager_is_ended_when_it_grows_over_what_it_declares(
+    tmp_path: Path,
+) -> None:
+    wanted = ["params.batch_size=512", "resources.memory=1MiB", "train.steps=1000"]
+    spec = load_file(EXAMPLE, wanted).to_json()
+    launch = replace(script_launch(tmp_path, "true"), spec=spec)
+    end = run(launch, tmp_path)
+    assert end.outcome == "out_of_memory"
+    assert "MiB, and might hold 1MiB of the device (resources.memory)" in end.message
+    first, *_, last = used(launch)
+    assert (first.fence, last.budget_bytes) == ("watched", MIB)
+    assert last.peak_bytes is not None
+    assert last.peak_bytes > fenced_bytes(MIB, 0)
 
 
 def looks(fence: MemoryFence, times: int = LOOKS) -> None:
@@ -83,13 +101,13 @@ def test_who_is_over_its_limit_at_several_looks_in_a_row_is_told_once() -> None:
     said: list[str] = []
     fence = fence_of(1, said)
     fence.know_base(0)
-    held = bytearray(b"x") * (2 * fenced_bytes(1))
+    held = bytearray(b"x") * (2 * fenced_bytes(1, 0))
     looks(fence, LOOKS - 1)
     assert said == []
     looks(fence, 2)
     assert held
     (sentence,) = said
-    assert "and might hold 1B (its lease); write " in sentence
+    assert "MiB, and might hold 1B of the device (its lease); write " in sentence
     assert fence.is_broken
 
 
@@ -101,7 +119,7 @@ def test_a_peak_that_is_over_at_the_next_look_ends_nobody() -> None:
         return MemoryLimit(bytes=limit_bytes, rule="its lease", way_out="")
 
     fence = MemoryFence(limit, said.append, awaits_base=False)
-    held = bytearray(b"x") * fenced_bytes(0)
+    held = bytearray(b"x") * fenced_bytes(0, None)
     for _ in range(5):
         limit_bytes = 0
         looks(fence, LOOKS - 1)
@@ -114,7 +132,7 @@ def test_a_peak_that_is_over_at_the_next_look_ends_nobody() -> None:
 def test_nothing_is_judged_before_the_bare_process_is_known() -> None:
     said: list[str] = []
     fence = fence_of(0, said, awaits_base=True)
-    held = bytearray(b"x") * (2 * fenced_bytes(0))
+    held = bytearray(b"x") * (2 * fenced_bytes(0, 0))
     looks(fence)
     fence.know_base(held_bytes([os.getpid()], None) * 100)
     looks(fence)
@@ -149,6 +167,7 @@ def test_what_processes_share_is_counted_once_where_it_matters() -> None:
         assert 64 * MIB < shared_fairly_bytes(pids, None) < 100 * MIB
         said: list[str] = []
         fence = fence_of(20 * MIB, said)
+        fence.know_base(0)
         for _ in range(LOOKS):
             fence.look(pids)
     assert said == []
@@ -204,6 +223,32 @@ def test_a_managed_job_on_a_shared_device_is_kept_to_its_lease(tmp_path: Path) -
         with Lease(broker, Member(job=waiting.attempt_id, profile=declared(600))) as other:
             assert not other.join(0.1)
             assert limit_of(waiting, {"TENSILE_BROKER": str(broker)})().bytes is None
+
+
+def test_a_script_has_what_it_declares_and_what_the_broker_leases_it_beyond(
+    tmp_path: Path,
+) -> None:
+    launch = script_launch(tmp_path, "true", resources={"memory": 300})
+    broker = tmp_path / "b.socket"
+    limit = limit_of(launch, {"TENSILE_BROKER": str(broker)})
+    assert (limit().bytes, limit().rule) == (300, "resources.memory")
+    for size, found in ((200, (300, "resources.memory")), (700, (700, "its lease"))):
+        member = Member(job=launch.attempt_id, profile=declared(size))
+        with Broker(broker, 1000), Lease(broker, member) as lease:
+            assert lease.join(10)
+            assert (limit().bytes, limit().rule) == found
+
+
+def test_a_program_has_room_for_its_libraries_until_it_says_what_they_take() -> None:
+    said: list[str] = []
+    fence = fence_of(0, said)
+    held = bytearray(b"x") * (2 * fenced_bytes(0, 0))
+    assert len(held) < fenced_bytes(0, None)
+    looks(fence)
+    assert said == []
+    fence.know_base(0)
+    looks(fence)
+    assert len(said) == 1
 
 
 def test_a_gpu_is_fenced_by_a_fraction_of_it(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """What encloses the processes of one attempt: how much memory they may hold, who enforces it, what
 they keep busy, and how that stands in its reports.
 
-On a CPU device a control group does where this user has the memory controller, and a watch beside
-it in any case: a lease moves faster than a group's limit could, and the watch's sentence says more
-than a kill. On CUDA the allocator refuses.
+On a CPU device a control group does where this user has the memory controller; that of an attempt
+that shares its device ends at the device, since a lease moves faster than a group's limit could. So
+a watch stands beside it, and in place of it elsewhere. On CUDA the allocator refuses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dovetail_workers.attempt_watch import AttemptWatch
 from dovetail_workers.busyness import Busyness
 from dovetail_workers.cgroup import Cgroup
 from dovetail_workers.launch import Launch
-from dovetail_workers.memory_fence import MemoryFence, overrun
+from dovetail_workers.memory_fence import MemoryFence
 from dovetail_workers.memory_limit import fenced_bytes, limit_of
 from dovetail_workers.reports import MemoryUsed, Report, Started
 
@@ -37,7 +37,6 @@ class Enclosure:
         self._is_script = launch.spec["family"] is None
         self._is_cpu = launch.device.startswith("cpu:")
         self._limit = limit_of(launch, device_environment)
-        self._leased = launch.share and not self._is_script
         self._fence = MemoryFence(self._limit, on_overrun, awaits_base=not self._is_script)
         threads = max(1, int(launch.spec["resources"]["cpus"]))
         self._busyness = Busyness(threads, report)
@@ -49,7 +48,9 @@ class Enclosure:
         """Who enforces the limit; None where there is none."""
         if not self._is_cpu:
             return None if cuda_fence.fraction(self._launch) is None else "cuda fraction"
-        if not self._leased and self._limit().bytes is None:
+        if self._launch.share:
+            return "watched"
+        if self._limit().bytes is None:
             return None
         return "watched" if self._group is None else "cgroup"
 
@@ -62,7 +63,7 @@ class Enclosure:
             elif group is not None:
                 group.remove()
             if self._is_script:
-                self._confine(base_bytes=0)
+                self._confine(base_bytes=None)
         if self._is_script and self.kind is not None:
             self._report(MemoryUsed(budget_bytes=self._limit().bytes, fence=self.kind))
         if self._is_script:
@@ -85,24 +86,22 @@ class Enclosure:
         """No process of the attempt is left. The sentence if the kernel ended it for its memory."""
         if self._watch is not None:
             self._watch.close()
-        killed, peak_bytes = False, self._fence.peak_bytes
+        killed = self._group is not None and self._group.kills() > 0
         if self._group is not None:
-            killed = self._group.kills() > 0
+            if killed:  # between two looks
+                self._fence.peak_bytes = max(self._fence.peak_bytes, self._group.peak_bytes() or 0)
             self._group.remove()
-        if killed:
-            peak_bytes = max(peak_bytes, fenced_bytes(self._bound_bytes() or 0))
-        if self._is_cpu and peak_bytes and (self._is_script or self._fence.is_broken or killed):
-            limit_bytes = self._fence.limit_bytes
-            self._report(
-                MemoryUsed(peak_bytes=peak_bytes, budget_bytes=limit_bytes, fence=self.kind)
+        if killed or self._fence.is_broken:
+            used = MemoryUsed(
+                peak_bytes=self._fence.peak_bytes,
+                budget_bytes=self._fence.limit_bytes,
+                fence=self.kind,
             )
-        return overrun(peak_bytes, self._limit()) if killed else None
+            self._report(used)
+        return self._fence.overrun(self._limit()) if killed else None
 
-    def _confine(self, base_bytes: int) -> None:
-        """A lease may grow at any moment, so its group ends at the device."""
-        bound_bytes = self._bound_bytes()
-        if self._group is not None and bound_bytes is not None:
-            self._group.limit(base_bytes + fenced_bytes(bound_bytes))
-
-    def _bound_bytes(self) -> int | None:
-        return self._launch.device_bytes if self._leased else self._limit().bytes
+    def _confine(self, base_bytes: int | None) -> None:
+        """A lease may grow at any moment, so the group of one that shares ends at the device."""
+        limit_bytes = self._launch.device_bytes if self._launch.share else self._limit().bytes
+        if self._group is not None and limit_bytes is not None:
+            self._group.limit((base_bytes or 0) + fenced_bytes(limit_bytes, base_bytes))

@@ -19,8 +19,8 @@ _MIB = 2**20
 
 class MemoryFence:
     """`look` is called with the attempt's processes again and again; `on_overrun` hears a sentence,
-    once. `base_bytes` is what the bare process held, as soon as it says so; with `awaits_base`
-    nothing is judged before.
+    once. With `awaits_base` nothing is judged before it is known what the bare process holds;
+    otherwise there is room for its libraries until then.
     """
 
     def __init__(
@@ -38,6 +38,8 @@ class MemoryFence:
         return self._over >= LOOKS
 
     def know_base(self, base_bytes: int) -> None:
+        if self._base_bytes is None:
+            self.peak_bytes = 0  # it was counted with what is in the base
         self._base_bytes, self._awaits_base = base_bytes, False
 
     def look(self, pids: Collection[int]) -> None:
@@ -46,21 +48,24 @@ class MemoryFence:
         held = held_bytes(pids, self._base_bytes)
         limit = self._limit()
         self.limit_bytes = limit.bytes
-        if limit.bytes is None or held <= fenced_bytes(limit.bytes):
+        if limit.bytes is None or held <= fenced_bytes(limit.bytes, self._base_bytes):
             self.peak_bytes, self._over = max(self.peak_bytes, held), 0
             return
         if len(pids) > 1:
             held = shared_fairly_bytes(pids, self._base_bytes)
         self.peak_bytes = max(self.peak_bytes, held)
-        self._over = self._over + 1 if held > fenced_bytes(limit.bytes) else 0
+        is_over = held > fenced_bytes(limit.bytes, self._base_bytes)
+        self._over = self._over + 1 if is_over else 0
         if self._over >= LOOKS:
-            self._on_overrun(overrun(held, limit))
+            self._on_overrun(self.overrun(limit))
 
-
-def overrun(held: int, limit: MemoryLimit) -> str:
-    """Says what was held, what might have been, and what to write."""
-    needed = format_bytes(-(-held // _MIB) * _MIB)
-    return (
-        f"out of memory: it held {format_bytes(held)} of device memory, and might hold "
-        f"{format_bytes(limit.bytes or 0)} ({limit.rule}); {limit.way_out.format(needed=needed)}"
-    )
+    def overrun(self, limit: MemoryLimit) -> str:
+        """Says what was held, what might have been, and what to write."""
+        held = format_bytes(self.peak_bytes)
+        if self._base_bytes is None:
+            held += " with its libraries"
+        needed = format_bytes(-(-self.peak_bytes // _MIB) * _MIB)
+        return (
+            f"out of memory: it held {held}, and might hold {format_bytes(limit.bytes or 0)} of "
+            f"the device ({limit.rule}); {limit.way_out.format(needed=needed)}"
+        )

@@ -11,6 +11,8 @@ from dovetail_workers.launch import Launch
 
 SHARE = 0.1  # over its limit, and …
 BESIDE_BYTES = 64 * 2**20  # … so much more, before a program is taken to have left its limit
+# For the libraries of a program that did not say what its bare process holds: PyTorch takes 150 MiB
+BARE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +27,10 @@ class MemoryLimit:
 Limit = Callable[[], MemoryLimit]
 
 
-def fenced_bytes(limit_bytes: int) -> int:
-    """Where the fence of such a limit stands."""
-    return int(limit_bytes * (1 + SHARE)) + BESIDE_BYTES
+def fenced_bytes(limit_bytes: int, base_bytes: int | None) -> int:
+    """Where the fence of such a limit stands, for a program whose bare process is known or not."""
+    bare_bytes = BARE_BYTES if base_bytes is None else 0
+    return int(limit_bytes * (1 + SHARE)) + BESIDE_BYTES + bare_bytes
 
 
 def fixed_limit(launch: Launch) -> MemoryLimit:
@@ -46,16 +49,26 @@ def fixed_limit(launch: Launch) -> MemoryLimit:
 
 
 def limit_of(launch: Launch, device_environment: Mapping[str, str]) -> Limit:
-    """What to ask at each look."""
+    """What to ask at each look. A script that shares its device has what it declares, and what the
+    broker leases it if it asks there for more.
+    """
     fixed = fixed_limit(launch)
     broker = device_environment.get("TENSILE_BROKER")
-    if launch.spec["family"] is None or broker is None:
+    if broker is None:
         return lambda: fixed
-    return lambda: MemoryLimit(
-        bytes=_lease_bytes(Path(broker), launch.attempt_id),
-        rule="its lease",
-        way_out="write resources.share: false to have a device for it alone",
-    )
+    declared_bytes = fixed.bytes if launch.spec["family"] is None else None
+
+    def now() -> MemoryLimit:
+        lease_bytes = _lease_bytes(Path(broker), launch.attempt_id)
+        if declared_bytes is not None and declared_bytes >= (lease_bytes or 0):
+            return fixed
+        return MemoryLimit(
+            bytes=lease_bytes,
+            rule="its lease",
+            way_out="write resources.share: false to have a device for it alone",
+        )
+
+    return now
 
 
 def _lease_bytes(broker: Path, job: str) -> int | None:
