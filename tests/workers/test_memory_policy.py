@@ -27,6 +27,7 @@ def policy_of(
     budget: str = "1MiB",
     say: Callable[[str], None] = print,
     cap_bytes: int | None = None,
+    reserved: str = "auto",
 ) -> MemoryPolicy:
     memory = {"policy": policy, **({"budget": budget} if policy == "tensile" else {})}
     spec = JobSpec.model_validate(
@@ -35,6 +36,7 @@ def policy_of(
             "family": "image_classification",
             "train": {"steps": 1, "optimizer": {"lr": 0.1}},
             "memory": memory,
+            "resources": {"memory": reserved},
         }
     )
     models, optimizers = {"model": training.model}, {"model": training.optimizer}
@@ -81,6 +83,22 @@ def test_without_a_policy_there_is_always_room() -> None:
     memory.attempt(lambda: taken.append(True))
     assert taken == [True]
     assert memory.used().swapped_out_bytes is None
+    memory.close()
+
+
+@pytest.mark.parametrize(
+    ("reserved", "raised"), [("1GiB", OutOfMemory), ("auto", torch.OutOfMemoryError)]
+)
+def test_without_a_policy_only_a_job_that_was_given_less_than_a_device_may_find_more(
+    reserved: str, raised: type[Exception]
+) -> None:
+    memory = policy_of(perceptron(), "none", reserved=reserved)
+
+    def refused() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory: 3.2 GiB is allowed")
+
+    with pytest.raises(raised, match="CUDA out of memory"):
+        memory.attempt(refused)
     memory.close()
 
 

@@ -52,6 +52,8 @@ class MemoryPolicy:
         self._limit_bytes: int | None = None
         self._budget_bytes: int | None = None
         self._is_shared = False
+        # without a manager, only who was given less than a device may find more elsewhere
+        self._is_fenced = isinstance(spec.resources.memory, int)
         if spec.memory.policy == "none":
             return
         self._wanted = spec.memory.budget
@@ -94,7 +96,8 @@ class MemoryPolicy:
         """
         session = self._session
         if session is None:
-            step()
+            with _sustained(nullcontext()) if self._is_fenced else nullcontext():
+                step()
             return
         while True:
             with _sustained(nullcontext()):
