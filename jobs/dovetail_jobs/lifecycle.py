@@ -102,7 +102,7 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRanOut:
-    """The attempt ended for want of memory; the next one gets more room."""
+    """The attempt ended for want of memory; the next one comes back on other terms."""
 
     attempt: int
     cause: str
@@ -274,8 +274,12 @@ def _lost(facts: JobFacts, event: WorkerLost | LaunchFailed) -> Change:
 
 def _out_of_memory(facts: JobFacts, event: MemoryRanOut) -> Change:
     again = facts.shortages < MEMORY_TRIES
-    following = f"attempt {facts.attempt + 1} gets a device of its own and resumes from the newest "
-    rest = f"{following}checkpoint" if again else f"it had {MEMORY_TRIES} more tries for that"
+    rest = f"it had {MEMORY_TRIES} more tries for that"
+    if again:
+        rest = (
+            f"attempt {facts.attempt + 1} resumes from the newest checkpoint and has memory on "
+            f"other terms, try {facts.shortages + 1} of {MEMORY_TRIES}"
+        )
     return Change(
         state=State.QUEUED if again else State.FAILED,
         reason=Reason.OUT_OF_MEMORY,

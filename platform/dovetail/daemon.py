@@ -395,7 +395,10 @@ class Daemon:
         self._outlooks.put(found)
         if found.peak_bytes is not None:
             self._store.set_forecast(found.job_id, found.peak_bytes, found.provenance)
-        for said in warnings(JobSpec.model_validate(self._store.job(found.job_id).spec), found):
+        job = self._store.job(found.job_id)
+        if job.state.terminal:
+            return  # what it took is for those that come
+        for said in warnings(JobSpec.model_validate(job.spec), found):
             self._store.tell(found.job_id, "Warned", said, self._clock())
 
     def _schedule(self, active: list[JobRecord]) -> None:
@@ -422,8 +425,12 @@ class Daemon:
                 self._clock(),
                 node_id=decision.node_id,
                 cpus=job.spec["resources"]["cpus"],
+                cap_bytes=decision.cap_bytes,
             )
             if changed is not None:
+                if decision.readmission is not None:
+                    said = f"attempt {number} comes back: {decision.readmission}"
+                    self._store.tell(job.id, "Readmitted", said, now)
                 log.info(
                     "start job=%s attempt=%s node=%s device=%s: %s",
                     job.id, number, decision.node, decision.device, decision.reason,
@@ -496,6 +503,7 @@ class Daemon:
             resume_from=(keys.checkpoints_prefix(job.id), *origin),
             share=JobSpec.model_validate(job.spec).shares,
             priority=job.priority,
+            cap_bytes=attempt.cap_bytes,
         )
         self.cluster.launch(launch, attempt.node_id, attempt.cpus)
 

@@ -30,6 +30,7 @@ from dovetail.service.contract import (
 )
 from dovetail.service.devices import Devices
 from dovetail.service.shared_devices import MOST_SAMPLES, SharedDevices
+from dovetail.service.views import job_view
 from dovetail_workers.reports import MemoryUsed
 from dovetail_workers.shared_device import DeviceShares, JobShare
 from helpers.bench import NOON, Bench
@@ -96,14 +97,36 @@ def test_what_a_job_holds_is_counted_over_its_bare_process(bench: Bench) -> None
     bench.turn()
     (use,) = uses(bench).jobs
     assert use.resident_bytes == 400 * MIB  # nobody said yet what the bare process is
-    used = MemoryUsed(base_bytes=260 * MIB, swapped_out_bytes=7 * MIB)
+    used = MemoryUsed(base_bytes=260 * MIB, swapped_out_bytes=7 * MIB, fence="watched")
     bench.cluster.report(f"{job_id}.1", used)
     bench.turn()
     (use,) = uses(bench).jobs
     assert (use.lease_bytes, use.resident_bytes) == (300 * MIB, 240 * MIB)
     assert (use.rung, use.rungs, use.speed) == (2, 3, 0.8)
-    assert use.swapped_out_bytes == 7 * MIB
+    assert (use.swapped_out_bytes, use.fence) == (7 * MIB, "watched")
     assert uses(bench).free_bytes == 2**30 - 300 * MIB
+
+
+def test_a_job_that_waits_for_its_lease_says_so_until_it_is_let_in(bench: Bench) -> None:
+    job_id = bench.submit("swin")
+    devices = Devices(bench.state, bench.store)
+    assert devices.waits(bench.job(job_id)) is None
+    said = "waits for 209715200 bytes, of which 0 are free"
+    outside = share(f"{job_id}.1", admitted=False, lease_bytes=0, message=said)
+    bench.cluster.share("cpu:0", share("other.1"), outside)
+    bench.turn()
+    job = bench.job(job_id)
+    waits = devices.waits(job)
+    assert waits == f"attempt 1 on cpu:0 of n1 {said}"
+    shown = (job_view(job, bench.storage, waits), job_view(job, bench.storage))
+    assert [view.message for view in shown] == [waits, job.message]
+    bench.cluster.share("cpu:0", share(f"{job_id}.1"))
+    bench.turn()
+    assert devices.waits(bench.job(job_id)) is None
+    bench.cluster.share("cpu:0", outside)  # it trains, whatever a broker says of it
+    bench.cluster.begin(f"{job_id}.1")
+    bench.turn()
+    assert devices.waits(bench.job(job_id)) is None
 
 
 def test_who_joined_the_broker_by_hand_is_seen_too(bench: Bench) -> None:
@@ -200,6 +223,7 @@ SWIN = JobUseView(
     rungs=6,
     speed=0.8,
     swapped_out_bytes=7 * MIB,
+    fence="watched",
 )
 WAITING = JobUseView(
     job="m7w2ab",
@@ -250,13 +274,14 @@ def test_devices_shows_a_line_for_each_job_and_for_each_free_device(
     assert code == 0
     assert lines == [
         ["NODE", "DEVICE", "MEMORY", "FREE", "JOB", "NAME", "LEASE", "RESIDENT", "CAP", "RUNG",
-         "SPEED", "SWAPPED", "STATE"],
+         "SPEED", "SWAPPED", "FENCE", "STATE"],
         ["n1", "cpu:0", "1GiB", "0B", "k3f9qz", "swin", "300MiB", "240MiB", "320MiB", "2 of 6",
-         "80%", "7MiB", "running"],
+         "80%", "7MiB", "watched", "running"],
         ["n1", "cpu:0", "1GiB", "0B", "m7w2ab", "gpt", "0B", "-", "200MiB", "6 of 6", "40%", "-",
+         "-",
          "starting: waits for 209715200 bytes, of which 0 are free"],
-        ["n1", "cpu:1", "1GiB", "-", "p4x8cd", "alone", "-", "-", "-", "-", "-", "-", "running"],
-        ["n1", "cpu:2", "1GiB", "1GiB", *["-"] * 9],
+        ["n1", "cpu:1", "1GiB", "-", "p4x8cd", "alone", *["-"] * 7, "running"],
+        ["n1", "cpu:2", "1GiB", "1GiB", *["-"] * 10],
     ]  # fmt: skip
 
 

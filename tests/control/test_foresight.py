@@ -16,7 +16,7 @@ import pytest
 
 from dovetail.service.code import CodeShelf
 from dovetail.service.forecasts import Forecasts
-from dovetail.service.foresight import Foresight
+from dovetail.service.foresight import Foresight, Measured
 from dovetail.service.outlooks import Foreseen
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.load import load_file
@@ -85,14 +85,18 @@ def test_what_was_kept_is_answered_again_and_corrected_by_what_was_measured(benc
     foresight = Foresight(forecasts, CodeShelf(bench.storage, 1), heard.put)
     foresight.ask(job)
     assert heard.get(timeout=10).provenance == "traced"
-    foresight.learn(job, peak_bytes=360)
+    foresight.learn(job, Measured(peak_bytes=360, busy=0.3))
     corrected = Foreseen(
+        busy=0.3,
         job_id=job.id,
         peak_bytes=360,
         profile=profile((360, 1.0), (240, 2.0)),
         provenance="measured",
+        traced_bytes=300,
     )
     assert heard.get(timeout=10) == corrected
+    foresight.learn(bench.job(family_job(bench, "lower")), Measured(peak_bytes=350, busy=0.2))
+    assert heard.get(timeout=10).busy == 0.3  # the highest counts
     following = bench.job(family_job(bench, "b"))
     Foresight(forecasts, CodeShelf(bench.storage, 1), heard.put).ask(following)
     assert heard.get(timeout=10) == replace(corrected, job_id=following.id)

@@ -36,6 +36,17 @@ def test_a_managed_job_offers_its_ladder() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kept", "of_attempts", "busy"),
+    [(None, (), 1.0), (0.3, (), 0.3), (None, (None, 0.4), 0.4), (0.3, (0.4,), 0.4), (0.0, (), 0.0)],
+)
+def test_a_job_is_as_busy_as_the_most_that_was_measured_and_before_it_is_busy(
+    kept: float | None, of_attempts: tuple[float | None, ...], busy: float
+) -> None:
+    assert sharing(family(), replace(KNOWN, busy=kept), of_attempts).busy == busy
+    assert sharing(family(), None).busy == 1.0
+
+
+@pytest.mark.parametrize(
     ("resources", "memory", "rungs"),
     [
         ({"memory": 130 * MIB}, {}, 2),
@@ -102,8 +113,8 @@ def test_a_declared_memory_stands_for_a_forecast_that_cannot_be_had() -> None:
         (
             family({"memory": "100MiB"}, policy="none"),
             KNOWN,
-            "resources.memory: 100MiB is below the forecast peak of 200MiB, and nothing keeps the "
-            "job to it; reserve more, or use memory.policy: tensile",
+            "resources.memory: 100MiB is below the forecast peak of 200MiB, and the job is ended "
+            "where it takes more; reserve more, or use memory.policy: tensile",
         ),
         (
             family(),
@@ -126,8 +137,12 @@ def test_a_higher_peak_that_was_measured_corrects_every_rung() -> None:
     assert foreseen("a", {**answer, "measured_bytes": 200 * MIB}) == as_traced
     corrected = foreseen("a", {**answer, "measured_bytes": 300 * MIB})
     assert warnings(family(), corrected) == (
-        "a job of this configuration took 300MiB, more than was foreseen; that is what is counted "
-        "with",
+        "a job of this configuration took 300MiB, more than the 200MiB that were foreseen; that is "
+        "what is counted with",
     )
+    assert warnings(family(policy="none"), corrected) == ()  # nothing is decided by it
+    a_little = foreseen("a", {**answer, "measured_bytes": 215 * MIB})
+    assert a_little.peak_bytes == 215 * MIB
+    assert warnings(family(), a_little) == ()
     assert corrected.profile is not None
     assert [rung.bytes for rung in corrected.profile.rungs] == [300 * MIB, 180 * MIB, 75 * MIB]

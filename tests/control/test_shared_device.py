@@ -9,16 +9,17 @@ import pytest
 
 from dovetail.service.code import CodeShelf
 from dovetail.service.forecasts import Forecasts
-from dovetail.service.foresight import Foresight
+from dovetail.service.foresight import Foresight, Measured
 from dovetail.service.outlooks import Foreseen
 from dovetail.store.records import JobRecord
 from dovetail_jobs.lifecycle import Reason, State
 from dovetail_jobs.spec import JobSpec
-from dovetail_workers.reports import Ended, MemoryUsed
+from dovetail_workers.reports import Busy, Ended, MemoryUsed
 from dovetail_workers.storage.local import LocalStorage
 from helpers.bench import Bench
 from helpers.build import MIB, profile
 
+SHORT = "out of memory: a step found none"
 LADDER = profile((600 * MIB, 1.0), (300 * MIB, 1.2), (200 * MIB, 2.0))
 
 
@@ -80,6 +81,45 @@ def test_two_jobs_that_keep_the_device_busy_run_one_after_the_other(tmp_path: Pa
     room.store.close()
 
 
+def test_jobs_that_were_measured_to_leave_the_device_idle_join_by_themselves(
+    tmp_path: Path,
+) -> None:
+    room = Room(tmp_path, cpus=1.0)
+    first, second, third = (room.managed(name, cpus=0.3) for name in "abc")
+    room.foresee(first, second, third)
+    assert "since they keep it busy" in room.job(second).message
+    room.cluster.begin(f"{first}.1")
+    room.cluster.report(f"{first}.1", Busy(share=0.3))
+    room.turn()
+    # the running one is known to leave room, the other is taken to want all it can get
+    assert room.job(second).state is State.STARTING
+    assert "since they keep it busy" in room.job(third).message
+    room.daemon.step([Foreseen(job_id=third, peak_bytes=1, profile=LADDER, busy=0.3)])
+    room.cluster.begin(f"{second}.1")
+    room.cluster.report(f"{second}.1", Busy(share=0.3))
+    room.turn()
+    assert room.job(third).state is State.STARTING
+    room.store.close()
+
+
+def test_jobs_that_were_measured_to_be_busy_wait_and_say_so(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=1.0)
+    jobs = [room.managed(name, cpus=0.3) for name in "ab"]
+    room.foresee(jobs[0])
+    room.cluster.begin(f"{jobs[0]}.1")
+    room.cluster.report(f"{jobs[0]}.1", Busy(share=0.97))
+    room.turn()
+    found = Foreseen(job_id=jobs[1], peak_bytes=1, profile=LADDER, busy=0.97)
+    room.daemon.step([found])
+    room.turn()
+    waiting = room.job(jobs[1])
+    assert waiting.state is State.QUEUED
+    assert "would do 1.03 jobs' work at a time instead of 1.00, since they keep it busy" in (
+        waiting.message
+    )
+    room.store.close()
+
+
 def test_two_jobs_that_leave_the_device_idle_run_together(tmp_path: Path) -> None:
     room = Room(tmp_path, cpus=2.0)
     jobs = [room.managed(name) for name in "ab"]
@@ -137,27 +177,84 @@ def test_a_new_server_leaves_holders_alone_until_they_are_foreseen_again(tmp_pat
     room.store.close()
 
 
-def test_a_job_that_ran_out_of_memory_gets_a_device_of_its_own(tmp_path: Path) -> None:
-    room = Room(tmp_path, cpus=4.0)
-    jobs = [room.managed(name, share=True) for name in "ab"]
-    room.foresee(*jobs)
-    room.cluster.begin(f"{jobs[0]}.1")
-    cause = "out of memory: a step found none"
-    room.cluster.end(f"{jobs[0]}.1", Ended(outcome="out_of_memory", exit_code=2, message=cause))
+def run_out(room: Room, attempt_id: str, limit_bytes: int, peak_bytes: int) -> None:
+    """The attempt ends for want of memory, having said what it might hold and what it held."""
+    room.cluster.begin(attempt_id)
+    used = MemoryUsed(base_bytes=1, peak_bytes=peak_bytes, budget_bytes=limit_bytes)
+    room.cluster.report(attempt_id, used)
+    room.cluster.end(attempt_id, Ended(outcome="out_of_memory", exit_code=2, message=SHORT))
     room.turn()
-    waiting = room.job(jobs[0])
-    assert waiting.attempts[0].reason is Reason.OUT_OF_MEMORY
-    assert waiting.message.startswith(
+
+
+def story(room: Room, job_id: str, kind: str) -> list[str]:
+    return [event.message for event in room.store.events(job_id) if event.kind == kind]
+
+
+def test_a_job_that_ran_out_of_memory_comes_back_with_less_then_with_fewer_then_alone(
+    tmp_path: Path,
+) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    first, second = (room.managed(name, share=True) for name in "ab")
+    room.foresee(first, second)
+    run_out(room, f"{first}.1", limit_bytes=600 * MIB, peak_bytes=610 * MIB)
+    assert room.job(first).attempts[0].reason is Reason.OUT_OF_MEMORY
+    (told,) = story(room, first, "MemoryRanOut")
+    assert told == (
+        f"attempt 1 ended: {SHORT}; attempt 2 resumes from the newest checkpoint and has memory on "
+        "other terms, try 1 of 3"
+    )
+    # its ladder is taken to be as much higher as was measured: 610, 305 and 204 MiB
+    assert story(room, first, "Readmitted") == [
+        "attempt 2 comes back: attempt 1 ran out of memory on cpu:0 beside 1 other job, where it "
+        "might hold 600MiB and held 610MiB at most; it is kept to 305MiB now, one rung lower"
+    ]
+    assert room.cluster.launched[f"{first}.2"].cap_bytes == 305 * MIB
+    run_out(room, f"{first}.2", limit_bytes=305 * MIB, peak_bytes=300 * MIB)
+    waiting = room.job(first)
+    assert waiting.state is State.QUEUED
+    assert "joins fewer than 1 there, and 1 is there now" in waiting.message
+    room.finish(second)
+    third = room.cluster.launched[f"{first}.3"]
+    assert third.cap_bytes is not None
+    assert third.cap_bytes < 305 * MIB
+    (_, said) = story(room, first, "Readmitted")
+    assert said.endswith("one rung lower, beside fewer jobs or on another device")
+    run_out(room, f"{first}.3", limit_bytes=204 * MIB, peak_bytes=204 * MIB)
+    assert room.cluster.launched[f"{first}.4"].cap_bytes == 2**30
+    newcomer = room.managed("c", share=True)
+    room.foresee(newcomer)
+    assert "cannot share it: it ran out of memory before" in room.job(newcomer).message
+    run_out(room, f"{first}.4", limit_bytes=2**30, peak_bytes=2**30)
+    ended = room.job(first)
+    assert (ended.state, ended.reason) == (State.FAILED, Reason.OUT_OF_MEMORY)
+    room.store.close()
+
+
+def test_what_a_job_comes_back_with_is_asked_for_again_by_the_next_server(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    job_id = room.managed("a", share=True)
+    room.foresee(job_id)
+    run_out(room, f"{job_id}.1", limit_bytes=600 * MIB, peak_bytes=600 * MIB)
+    assert room.cluster.launched[f"{job_id}.2"].cap_bytes == 300 * MIB
+    room.daemon = room.new_daemon()
+    room.turn()
+    assert room.cluster.launched[f"{job_id}.2"].cap_bytes == 300 * MIB
+    room.store.close()
+
+
+def test_a_script_that_took_more_than_it_declares_comes_back_with_a_whole_device(
+    tmp_path: Path,
+) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    hungry, other = (room.submit(name, resources={"memory": "400MiB"}) for name in "ab")
+    run_out(room, f"{hungry}.1", limit_bytes=400 * MIB, peak_bytes=500 * MIB)
+    assert room.job(hungry).message.startswith(
         "waits for a device of its own, since it ran out of memory before: cpu:0 on n1 is held by"
     )
-    (told,) = (e for e in room.store.events(jobs[0]) if e.kind == "MemoryRanOut")
-    assert told.message == (
-        f"attempt 1 ended: {cause}; attempt 2 gets a device of its own and resumes from the newest "
-        "checkpoint"
-    )
-    room.finish(jobs[1])
-    assert room.job(jobs[0]).state is State.STARTING
-    assert f"{jobs[0]}.2" in room.cluster.launched
+    room.finish(other)
+    assert room.cluster.launched[f"{hungry}.2"].cap_bytes == 2**30
+    (said,) = story(room, hungry, "Readmitted")
+    assert said.endswith("it has no lower rung, so it has a device of its own, and all of it")
     room.store.close()
 
 
@@ -172,18 +269,26 @@ def test_a_declared_memory_below_the_forecast_is_told_in_the_story(tmp_path: Pat
     room.store.close()
 
 
-@pytest.mark.parametrize(("peak_bytes", "learnt"), [(700 * MIB, [700 * MIB]), (500 * MIB, [])])
-def test_an_attempt_that_took_more_than_was_foreseen_is_learnt_from(
-    tmp_path: Path, peak_bytes: int, learnt: list[int]
+@pytest.mark.parametrize(
+    ("peak_bytes", "busy", "learnt"),
+    [
+        (700 * MIB, None, [Measured(peak_bytes=700 * MIB)]),
+        (500 * MIB, None, []),
+        (500 * MIB, 0.3, [Measured(busy=0.3)]),
+        (700 * MIB, 0.3, [Measured(peak_bytes=700 * MIB, busy=0.3)]),
+    ],
+)
+def test_an_attempt_that_took_more_than_was_foreseen_or_was_busy_is_learnt_from(
+    tmp_path: Path, peak_bytes: int, busy: float | None, learnt: list[Measured]
 ) -> None:
-    heard: list[int] = []
+    heard: list[Measured] = []
 
     class Pupil(Foresight):
         def ask(self, job: JobRecord) -> None:
             """Told by the test."""
 
-        def learn(self, job: JobRecord, peak_bytes: int) -> None:
-            heard.append(peak_bytes)
+        def learn(self, job: JobRecord, measured: Measured) -> None:
+            heard.append(measured)
 
     code = CodeShelf(LocalStorage(tmp_path / "code"), 1)
     room = Room(tmp_path, foresight=lambda put: Pupil(Forecasts(tmp_path), code, put))
@@ -191,6 +296,8 @@ def test_an_attempt_that_took_more_than_was_foreseen_is_learnt_from(
     room.foresee(job_id)
     room.cluster.begin(f"{job_id}.1")
     room.cluster.report(f"{job_id}.1", MemoryUsed(base_bytes=1, peak_bytes=peak_bytes))
+    if busy is not None:
+        room.cluster.report(f"{job_id}.1", Busy(share=busy))
     room.turn()
     assert heard == []
     room.cluster.lose(f"{job_id}.1")

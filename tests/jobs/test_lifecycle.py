@@ -193,8 +193,8 @@ def test_an_end_for_want_of_memory_has_tries_of_its_own() -> None:
     assert again is not None
     assert (again.state, again.message) == (
         State.QUEUED,
-        "attempt 5 ended: out of memory: a step found none; attempt 6 gets a device of its own and "
-        "resumes from the newest checkpoint",
+        "attempt 5 ended: out of memory: a step found none; attempt 6 resumes from the newest "
+        "checkpoint and has memory on other terms, try 3 of 3",
     )
     last = transition(facts("RUNNING", attempt=5, shortages=MEMORY_TRIES), event)
     assert last is not None

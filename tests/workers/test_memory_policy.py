@@ -26,6 +26,8 @@ def policy_of(
     policy: str,
     budget: str = "1MiB",
     say: Callable[[str], None] = print,
+    cap_bytes: int | None = None,
+    reserved: str = "auto",
 ) -> MemoryPolicy:
     memory = {"policy": policy, **({"budget": budget} if policy == "tensile" else {})}
     spec = JobSpec.model_validate(
@@ -34,10 +36,13 @@ def policy_of(
             "family": "image_classification",
             "train": {"steps": 1, "optimizer": {"lr": 0.1}},
             "memory": memory,
+            "resources": {"memory": reserved},
         }
     )
     models, optimizers = {"model": training.model}, {"model": training.optimizer}
-    return MemoryPolicy(spec, torch.device("cpu"), 2**30, models, optimizers, None, say)
+    return MemoryPolicy(
+        *(spec, torch.device("cpu"), 2**30, models, optimizers, None, say), cap_bytes=cap_bytes
+    )
 
 
 def test_a_lower_tier_that_gives_out_fails_the_run_with_a_sentence(
@@ -60,6 +65,16 @@ def test_a_lower_tier_that_gives_out_fails_the_run_with_a_sentence(
     memory.close()
 
 
+@pytest.mark.parametrize(("budget", "limit"), [("auto", 2**20), ("2MiB", 2**20), ("512KiB", 2**19)])
+def test_a_job_that_comes_back_is_kept_to_what_it_comes_back_with(
+    budget: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSILE_FOLDER", str(tmp_path))
+    memory = policy_of(perceptron(), "tensile", budget, cap_bytes=2**20)
+    assert memory.used().budget_bytes == limit
+    memory.close()
+
+
 def test_without_a_policy_there_is_always_room() -> None:
     memory = policy_of(perceptron(), "none")
     with memory.evaluate(), memory.staging() as make_room:
@@ -68,6 +83,22 @@ def test_without_a_policy_there_is_always_room() -> None:
     memory.attempt(lambda: taken.append(True))
     assert taken == [True]
     assert memory.used().swapped_out_bytes is None
+    memory.close()
+
+
+@pytest.mark.parametrize(
+    ("reserved", "raised"), [("1GiB", OutOfMemory), ("auto", torch.OutOfMemoryError)]
+)
+def test_without_a_policy_only_a_job_that_was_given_less_than_a_device_may_find_more(
+    reserved: str, raised: type[Exception]
+) -> None:
+    memory = policy_of(perceptron(), "none", reserved=reserved)
+
+    def refused() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory: 3.2 GiB is allowed")
+
+    with pytest.raises(raised, match="CUDA out of memory"):
+        memory.attempt(refused)
     memory.close()
 
 

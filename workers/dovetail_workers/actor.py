@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from dovetail_workers import process_tree, shared_device
+from dovetail_workers import cgroup, process_tree, shared_device
 from dovetail_workers.devices import Device, discover
 from dovetail_workers.fence import Fenced
 from dovetail_workers.gauges import AttemptGauges, DeviceGauges
@@ -129,4 +129,5 @@ class NodeAgent:
         if worker_pid is not None:
             process_tree.wait_gone([worker_pid], timeout_s=5)
         remove_scratch(attempt_id)
+        cgroup.remove(attempt_id)
         return killed

@@ -6,8 +6,6 @@ them. While the old one still dies, the new one tries again.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import stat
 import sys
@@ -17,7 +15,7 @@ from pathlib import Path
 
 from dovetail_workers.devices import Device
 from dovetail_workers.process_tree import pids_by_attempt
-from dovetail_workers.shared_device import DeviceShares, JobShare, socket_path
+from dovetail_workers.shared_device import DeviceShares, JobShare, remove_dead_sockets, socket_path
 from tensile import resident
 from tensile.coordinator.broker import Broker, BrokerError
 from tensile.coordinator.coordinator import Share
@@ -75,7 +73,7 @@ class DeviceBrokers:
             path = self._paths[name]
             try:
                 _own_folder(path.parent)
-                _clear_dead(path.parent, keep=self._paths.values())
+                remove_dead_sockets(keep=self._paths.values())
                 self._brokers[name] = Broker(path, self._sizes[name], resumes=True).start()
             except (BrokerError, OSError) as error:
                 complaint = f"no broker for {name} yet: {error}"
@@ -108,13 +106,3 @@ def _own_folder(folder: Path) -> None:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to another user; remove it, or set TMPDIR")
     folder.chmod(0o700)
-
-
-def _clear_dead(folder: Path, keep: Iterable[Path]) -> None:
-    """Remove what brokers of nodes that are gone left behind: nobody holds their lock."""
-    kept = {path.with_suffix(".lock") for path in keep}
-    for lock in set(folder.glob("*.lock")) - kept:
-        with contextlib.suppress(OSError), lock.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock.with_suffix(".socket").unlink(missing_ok=True)
-            lock.unlink()

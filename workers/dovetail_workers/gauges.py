@@ -42,7 +42,9 @@ class AttemptGauges:
             case MemoryUsed():
                 for field in fields(report):
                     about = f"{field.name.replace('_', ' ')} of the attempt's device memory"
-                    self._set(f"memory_{field.name}", about, getattr(report, field.name))
+                    value = getattr(report, field.name)
+                    if not isinstance(value, str):
+                        self._set(f"memory_{field.name}", about, value)
             case _:
                 return
 

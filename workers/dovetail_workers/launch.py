@@ -11,7 +11,8 @@ class Launch:
     """`spec` is the resolved JSON of the job. `resume_from` lists storage prefixes whose
     checkpoints may serve, best first. `code` is the sha256 of the code snapshot to run; without it
     the program runs in the spec's `workdir` as that is. An attempt with `share` joins the broker of
-    its device, with that weight and priority.
+    its device, with that weight and priority. `cap_bytes` is the most device memory that it may
+    hold, where an earlier attempt ran out; None: what the spec says.
     """
 
     job_id: str
@@ -27,6 +28,7 @@ class Launch:
     share: bool = False
     weight: float = 1.0
     priority: int = 0
+    cap_bytes: int | None = None
 
     @property
     def attempt_id(self) -> str:

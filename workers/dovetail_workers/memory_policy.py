@@ -42,6 +42,7 @@ class MemoryPolicy:
         optimizers: Mapping[str, torch.optim.Optimizer],
         base: resident.Resident | None,
         say: Callable[[str], None] = print,
+        cap_bytes: int | None = None,
     ) -> None:
         self._base = base
         self._say = say
@@ -51,6 +52,8 @@ class MemoryPolicy:
         self._limit_bytes: int | None = None
         self._budget_bytes: int | None = None
         self._is_shared = False
+        # without a manager, only who was given less than a device may find more elsewhere
+        self._is_fenced = isinstance(spec.resources.memory, int)
         if spec.memory.policy == "none":
             return
         self._wanted = spec.memory.budget
@@ -58,7 +61,7 @@ class MemoryPolicy:
             lease = from_environment(say=lambda sentence: say(f"memory: {sentence}"))
             self._is_shared = lease is not None
             # a lease is never more than the device, so only what the user said bounds it
-            self._limit_bytes = _limit(spec, None if self._is_shared else device_bytes)
+            self._limit_bytes = _limit(spec, None if self._is_shared else device_bytes, cap_bytes)
             self._budget_bytes = self._limit_bytes
             self._session = tensile.Session(
                 dict(models), list(optimizers.values()), self._limit_bytes, device, lease=lease
@@ -93,7 +96,8 @@ class MemoryPolicy:
         """
         session = self._session
         if session is None:
-            step()
+            with _sustained(nullcontext()) if self._is_fenced else nullcontext():
+                step()
             return
         while True:
             with _sustained(nullcontext()):
@@ -156,11 +160,11 @@ def _no_limit(size_bytes: int) -> None:
     """There is room for everything."""
 
 
-def _limit(spec: JobSpec, device_bytes: int | None) -> int | None:
-    """What admission reserves, and never more than the job asks tensile to plan under; of a device
-    of so many bytes, or of one whose broker says how many.
+def _limit(spec: JobSpec, device_bytes: int | None, cap_bytes: int | None) -> int | None:
+    """What admission reserves, and never more than the job asks tensile to plan under, nor more
+    than `cap_bytes`; of a device of so many bytes, or of one whose broker says how many.
     """
-    said = (spec.resources.memory, spec.memory.budget)
+    said = (spec.resources.memory, spec.memory.budget, cap_bytes)
     limits = [limit for limit in said if isinstance(limit, int)]
     if device_bytes is not None and not isinstance(spec.resources.memory, int):
         limits.append(device_bytes)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.spec import JobSpec
+from dovetail_workers import cuda_fence
 from dovetail_workers.launch import Launch
 from dovetail_workers.process_tree import ATTEMPT_VARIABLE
 
@@ -88,6 +89,7 @@ def environment(
         "OPENBLAS_NUM_THREADS": threads,
         "CUDA_VISIBLE_DEVICES": index if kind == "cuda" else "",
         **spec.env,
+        **cuda_fence.environment(launch, {**kept, **spec.env}.get(cuda_fence.VARIABLE)),
         **secrets,
         **device_environment,
         ATTEMPT_VARIABLE: launch.attempt_id,

@@ -113,7 +113,8 @@ class CheckpointFolder:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUsed:
     """Resident bytes by the operating system: the bare process with its libraries, and the highest
-    growth over it. With a memory manager also what it foresaw, was given, and did so far.
+    growth over it. With a memory manager also what it foresaw, was given, and did so far. `fence`,
+    the supervisor's word, is who keeps it to its budget.
     """
 
     type: ClassVar[str] = "memory"
@@ -127,6 +128,17 @@ class MemoryUsed:
     passive_fetches: Count | None = None
     stall_s: float | None = None
     replans: Count | None = None
+    fence: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """The share of its processors that the attempt keeps computing while it trains and nobody else
+    wants them: 0 to 1, on the average so far. The supervisor's word.
+    """
+
+    type: ClassVar[str] = "busy"
+    share: Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,13 +186,13 @@ class Ended:
 
 Report = (
     Started | Progress | Metrics | CheckpointSaved | CheckpointRemoved | CheckpointSkipped
-    | CheckpointFolder | MemoryUsed | Refused | Failed | JournalDamaged | Ended
+    | CheckpointFolder | MemoryUsed | Busy | Refused | Failed | JournalDamaged | Ended
 )  # fmt: skip
 _TYPES: dict[str, type[Any]] = {
     kind.type: kind
     for kind in (
         Started, Progress, Metrics, CheckpointSaved, CheckpointRemoved, CheckpointSkipped,
-        CheckpointFolder, MemoryUsed, Refused, Failed, JournalDamaged, Ended,
+        CheckpointFolder, MemoryUsed, Busy, Refused, Failed, JournalDamaged, Ended,
     )
 }  # fmt: skip
 

@@ -6,8 +6,11 @@ The broker itself is `device_brokers.py`'s; nothing here needs it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +52,24 @@ class DeviceShares:
 def socket_path(node_id: str, device: str) -> Path:
     """Of the broker of that node's device. Every process of a user on a machine finds the same."""
     name = f"{node_id[:_NODE_DIGITS]}-{device.replace(':', '-')}.socket"
-    user = f"dovetail-brokers-{os.getuid()}"
-    path = Path(tempfile.gettempdir(), user, name)
-    return path if len(os.fsencode(path)) <= LONGEST_PATH_BYTES else Path("/tmp", user, name)
+    path, short = (folder / name for folder in _folders())
+    return path if len(os.fsencode(path)) <= LONGEST_PATH_BYTES else short
+
+
+def remove_dead_sockets(keep: Iterable[Path] = ()) -> None:
+    """Remove what brokers of nodes that are gone left behind: nobody holds their lock."""
+    kept = {path.with_suffix(".lock") for path in keep}
+    for lock in {found for folder in _folders() for found in folder.glob("*.lock")} - kept:
+        with contextlib.suppress(OSError), lock.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.with_suffix(".socket").unlink(missing_ok=True)
+            lock.unlink()
+
+
+def _folders() -> tuple[Path, Path]:
+    """Where the sockets of this user are, and where those whose path would be too long."""
+    name = f"dovetail-brokers-{os.getuid()}"
+    return Path(tempfile.gettempdir(), name), Path("/tmp", name)
 
 
 def environment(launch: Launch, node_id: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from dovetail_jobs.errors import DovetailError, UserError
 from dovetail_workers import checkpoint, fence, keys, process_tree, program, reports
+from dovetail_workers.enclosure import Enclosure
 from dovetail_workers.fence import Fenced, FenceWatch
 from dovetail_workers.hang import HangWatch
 from dovetail_workers.inbox import ReportInbox
@@ -32,6 +33,7 @@ from dovetail_workers.launch import Launch
 from dovetail_workers.log import LogWriter
 from dovetail_workers.pace import pauses_s
 from dovetail_workers.reports import (
+    Busy,
     CheckpointFolder,
     CheckpointSaved,
     Ended,
@@ -78,6 +80,9 @@ class Supervisor:
         device_environment: Mapping[str, str] | None = None,
     ) -> None:
         self._launch, self._device_environment = launch, device_environment or {}
+        self._enclosure = Enclosure(
+            launch, self._device_environment, self._end_short, self._tell_of_itself
+        )
         self._storage = open_storage(launch.storage_uri)
         self._on_report = on_report
         self._refusal: str | None = None
@@ -245,6 +250,7 @@ class Supervisor:
                     f"workdir: {self._launch.spec.get('workdir')}  {error.strerror}"
                 ) from None
             self._process = process
+        self._enclosure.begin(process.pid)
         assert process.stdout is not None
         if self._launch.spec.get("script"):
             self._journal.append(
@@ -266,6 +272,8 @@ class Supervisor:
             self._hang_watch.close()
         # What the program left behind ends with it, and with it the pipe
         process_tree.kill_descendants()
+        if (sentence := self._enclosure.end()) is not None:
+            self._is_short(sentence)
         pump.join()
         process.stdout.close()
         return exit_code
@@ -275,6 +283,19 @@ class Supervisor:
         self._hung = True
         with contextlib.suppress(TimeoutError):
             process_tree.kill_descendants()
+
+    def _end_short(self, sentence: str) -> None:
+        """It held more memory than it may: its neighbours need it now."""
+        self._is_short(sentence)
+        with contextlib.suppress(TimeoutError):
+            process_tree.kill_descendants()
+
+    def _is_short(self, sentence: str) -> None:
+        self._failure, self._again, self._short_of_memory = sentence, True, True
+
+    def _tell_of_itself(self, report: Report) -> None:
+        self._journal.append(report)
+        self._on_report(report)
 
     def _accept(self, report: Report) -> None:
         if self._hang_watch is None or not isinstance(report, _PROGRESS):
@@ -291,7 +312,7 @@ class Supervisor:
         match report:
             case CheckpointFolder():
                 self._store_folder(report)
-            case Started() if self._launch.spec.get("script"):
+            case Started() | Busy() if self._launch.spec.get("script"):
                 raise ValueError(f"{report.type} is not a program's to say")
             case Failed():
                 self._failure, self._again = report.message, report.again
@@ -300,8 +321,7 @@ class Supervisor:
                 self._refusal = report.message
                 self._journal.append(report)
             case _:
-                self._journal.append(report)
-                self._on_report(report)
+                self._tell_of_itself(self._enclosure.heard(report))
 
     def _store_folder(self, report: CheckpointFolder) -> None:
         """A script's checkpoint folder becomes parts and a manifest in storage; older ones go by

@@ -23,7 +23,7 @@ from dovetail_jobs.errors import UserError
 from dovetail_jobs.spec import JobSpec, Train
 from dovetail_jobs.units import format_bytes, format_seconds
 from dovetail_jobs.workload import Workload, WorkloadContext
-from dovetail_workers import checkpoint, keys, optimizers
+from dovetail_workers import checkpoint, cuda_fence, keys, optimizers
 from dovetail_workers.curves import Curves
 from dovetail_workers.launch import Launch
 from dovetail_workers.memory_policy import MemoryPolicy
@@ -71,6 +71,7 @@ def train(
         build = catalog.build(spec.family, workdir=workdir)
         params = catalog.params_model(spec.family, workdir=workdir).model_validate(spec.params)
         context = workload_context(spec.train, _device(launch.device), params, threads)
+        cuda_fence.fence(launch)
         base = resident.measure()
         resident.reset_peak()
         seed_everything(context.seed)
@@ -156,6 +157,7 @@ class _Run:
             self._workload.optimizers,
             self._base,
             say=say,
+            cap_bytes=launch.cap_bytes,
         )
         if found is not None:
             with self._memory.staging() as make_room:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EVERY_S = 1.0
 _HEADER = (
     "NODE", "DEVICE", "MEMORY", "FREE", "JOB", "NAME", "LEASE", "RESIDENT", "CAP", "RUNG", "SPEED",
-    "SWAPPED", "STATE",
+    "SWAPPED", "FENCE", "STATE",
 )  # fmt: skip
 _SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -145,6 +145,7 @@ def _job_cells(job: Json) -> tuple[str, ...]:
         f"{rung} of {job['rungs']}" if rung is not None else "",
         f"{speed:.0%}" if speed is not None else "",
         _size(job["swapped_out_bytes"]),
+        job["fence"] or "",
         ": ".join(filter(None, (state, job["message"]))),
     )
 

@@ -23,6 +23,7 @@ from dovetail.cluster.ray_record import Head as Head
 from dovetail.cluster.ray_record import LocalNode, alone, write
 from dovetail.cluster.ray_record import read as read
 from dovetail_jobs.errors import DovetailError, Unreachable
+from dovetail_workers.shared_device import remove_dead_sockets
 
 START_TIMEOUT_S = 60.0
 
@@ -99,6 +100,7 @@ def _lives(head: Head) -> bool:
 def _clear(head: Head) -> int:
     killed = ray_process.end_marked(SESSION_VARIABLE, head.session, Path(head.temp_dir))
     shutil.rmtree(head.temp_dir, ignore_errors=True)
+    remove_dead_sockets()  # the agents of its nodes had no time for that
     return killed
 
 

@@ -54,6 +54,10 @@ def _decide(job: QueuedJob, books: Books, now: datetime) -> Decision:
             sharing=job.sharing,
         )
     )
+    terms = job.terms
+    cap_bytes = None
+    if terms is not None:
+        cap_bytes = found.device.bytes if terms.alone else terms.cap_bytes
     how = f"is shared with {listed(map(who, found.beside))}" if found.beside else "is free and fits"
     return Start(
         job_id=job.id,
@@ -61,6 +65,8 @@ def _decide(job: QueuedJob, books: Books, now: datetime) -> Decision:
         node=found.node.name,
         device=found.device.name,
         reason=f"{found} {how}; priority {job.priority}",
+        cap_bytes=cap_bytes,
+        readmission=None if terms is None else terms.sentence,
     )
 
 

@@ -9,13 +9,17 @@ from dovetail_jobs.lifecycle import Reason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Give the job's next attempt this device. `reason` is one sentence for the log."""
+    """Give the job's next attempt this device. `reason` is one sentence for the log. After an end
+    for want of memory, `cap_bytes` is the most that it may hold, and `readmission` says why so.
+    """
 
     job_id: str
     node_id: str
     node: str
     device: str
     reason: str
+    cap_bytes: int | None = None
+    readmission: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

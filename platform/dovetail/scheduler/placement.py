@@ -86,7 +86,8 @@ def find(job: QueuedJob, books: Books) -> Place | Obstacle:
 
     Best of the free ones is the smallest device that its memory fits, so that larger ones stay free
     for jobs that need them, then the node with the most free cpus; names break ties. Best of those
-    that others hold is where all together are slowed down least.
+    that others hold is where all together are slowed down least. A job that ran out of memory takes
+    another device before the one where it did.
     """
     places = list(books.places())
     large_enough = [place for place in places if _least_bytes(job) <= place.device.bytes]
@@ -97,7 +98,12 @@ def find(job: QueuedJob, books: Books) -> Place | Obstacle:
     if ready := [place for place in idle if _enough(job, books.free_cpus(place.node))]:
         return min(
             ready,
-            key=lambda place: (place.device.bytes, -books.free_cpus(place.node), *_name(place)),
+            key=lambda place: (
+                _ran_out(job, place),
+                place.device.bytes,
+                -books.free_cpus(place.node),
+                *_name(place),
+            ),
         )
     joined: list[tuple[float, Place]] = []
     causes: list[str] = []
@@ -106,6 +112,9 @@ def find(job: QueuedJob, books: Books) -> Place | Obstacle:
         waits = books.kept_for.get((place.node.id, place.device.name))
         if waits is not None and isinstance(found, Fit):
             found = Misfit(cause=f"is kept for {waits}, which needs a device of its own")
+        refused = _refusal(job, place)
+        if refused is not None and isinstance(found, Fit):
+            found = Misfit(cause=refused)
         if isinstance(found, Fit):
             joined.append((found.slowdown, place))
         else:
@@ -117,6 +126,17 @@ def find(job: QueuedJob, books: Books) -> Place | Obstacle:
         message = _waits_for_cpus(job, fitting, books)
         return Obstacle(reason=Reason.WAITING_FOR_CPUS, message=message)
     return Obstacle(reason=Reason.WAITING_FOR_DEVICE, message=_waits_for_device(job, causes))
+
+
+def _ran_out(job: QueuedJob, place: Place) -> bool:
+    return job.terms is not None and job.terms.on(place.node.id, place.device.name) is not None
+
+
+def _refusal(job: QueuedJob, place: Place) -> str | None:
+    """Why a job that ran out of memory does not join those who hold this place."""
+    if job.terms is None:
+        return None
+    return job.terms.refusal(place.node.id, place.device.name, len(place.beside))
 
 
 def _least_bytes(job: QueuedJob) -> int:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Self
 
+from dovetail.scheduler.readmission import Shortage, Terms
 from dovetail_jobs.spec import Share
 from tensile.coordinator import Profile
 
@@ -78,7 +79,9 @@ class Holding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedJob:
-    """A job that waits. `seq` is the order of submission, `after` the earliest time to start."""
+    """A job that waits. `seq` is the order of submission, `after` the earliest time to start,
+    `terms` what it comes back on after it ran out of memory.
+    """
 
     id: str
     name: str
@@ -90,6 +93,7 @@ class QueuedJob:
     waits_for_release: bool = False
     after: datetime | None = None
     sharing: Sharing = Sharing()
+    terms: Terms | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,4 +136,9 @@ def _holding(value: dict[str, Any]) -> Holding:
 def _queued(value: dict[str, Any]) -> QueuedJob:
     after = datetime.fromisoformat(value["after"]) if value["after"] else None
     sharing = Sharing.from_json(value["sharing"])
-    return QueuedJob(**{**value, "after": after, "sharing": sharing})
+    terms = _terms(value["terms"]) if value["terms"] else None
+    return QueuedJob(**{**value, "after": after, "sharing": sharing, "terms": terms})
+
+
+def _terms(value: dict[str, Any]) -> Terms:
+    return Terms(**{**value, "ran_out": tuple(Shortage(**item) for item in value["ran_out"])})

@@ -125,6 +125,8 @@ class MemoryView(_View):
     """How long training waited for it."""
     replans: int | None = None
     """How often it changed its plan."""
+    fence: str | None = None
+    """Who keeps it to that: `cgroup`, `watched` or `cuda fraction`; null where nobody does."""
 
 
 class FilesView(_View):
@@ -406,6 +408,8 @@ class JobUseView(_View):
     """Predicted, over a step with all the memory it wants: its slowdown is 1 / speed."""
     swapped_out_bytes: int | None = None
     """What left the device so far."""
+    fence: str | None = None
+    """Who keeps it to that: `cgroup`, `watched` or `cuda fraction`; null where nobody does."""
     message: str = ""
     """What it waits for."""
 

@@ -17,6 +17,7 @@ from dovetail.service.shared_devices import Held
 from dovetail.store.records import AttemptRecord, JobRecord
 from dovetail.store.store import Store
 from dovetail_jobs.errors import NotFound
+from dovetail_jobs.lifecycle import State
 from dovetail_workers.launch import parse_attempt_id
 from dovetail_workers.shared_device import JobShare
 
@@ -33,6 +34,20 @@ class Devices:
             for node in self._state.facts.nodes or ()
             for device in node.devices
         ]
+
+    def waits(self, job: JobRecord) -> str | None:
+        """Why a job that has a place does not train yet, where its device's broker has not let it
+        in.
+        """
+        attempt = job.newest_attempt
+        if job.state is not State.STARTING or attempt is None:
+            return None
+        shared = self._state.devices.now(attempt.node_id, attempt.device)
+        for share in shared.jobs if shared is not None else ():
+            if share.job == attempt.attempt_id and not share.admitted and share.message:
+                place = f"{attempt.device} of {attempt.node}"
+                return f"attempt {attempt.number} on {place} {share.message}"
+        return None
 
     def history(self) -> list[DeviceHistoryView]:
         """Of every device that was shared in the last hours, as far as this server saw it."""
@@ -99,6 +114,7 @@ def _job_use(job: JobRecord, attempt: AttemptRecord, share: JobShare | None) -> 
         attempt=attempt.number,
         state=job.state,
         swapped_out_bytes=job.memory.swapped_out_bytes,
+        fence=job.memory.fence,
         **_share_fields(share, job),
     )
 

@@ -22,6 +22,7 @@ from dovetail_jobs.spec import JobSpec
 
 TIME_LIMIT_S = 300.0
 _NICE = 10
+_MEASURED = ("measured_bytes", "measured_busy")
 Answer = dict[str, Any]
 
 
@@ -47,19 +48,34 @@ class Forecasts:
         answer = self.kept(spec, code)
         if answer is not None and "profile" in answer:  # an older Dovetail's has none
             return answer
-        measured = {} if answer is None else {"measured_bytes": answer.get("measured_bytes")}
+        measured = {name: value for name, value in (answer or {}).items() if name in _MEASURED}
         answer = rehearse(spec, workdir=workdir, profile=True, in_background=in_background)
         answer |= measured
         self._keep(spec, code, answer)
         return answer
 
-    def remember(self, spec: JobSpec, code: str | None, measured_bytes: int) -> None:
-        """A job of this configuration was measured to peak at so much: the highest is kept, as
-        "measured_bytes" of the answer, and forgotten with it.
+    def remember(
+        self,
+        spec: JobSpec,
+        code: str | None,
+        *,
+        measured_bytes: int | None = None,
+        measured_busy: float | None = None,
+    ) -> None:
+        """A job of this configuration was measured to peak at so much, and to keep so much of its
+        device busy: the highest is kept, under the same names in the answer, and forgotten with it.
         """
         answer = self.kept(spec, code)
-        if answer is not None and measured_bytes > (answer.get("measured_bytes") or 0):
-            self._keep(spec, code, {**answer, "measured_bytes": measured_bytes})
+        if answer is None:
+            return
+        given = dict(zip(_MEASURED, (measured_bytes, measured_busy), strict=True))
+        higher = {
+            name: value
+            for name, value in given.items()
+            if value is not None and value > (answer.get(name) or 0)
+        }
+        if higher:
+            self._keep(spec, code, {**answer, **higher})
 
     def _keep(self, spec: JobSpec, code: str | None, answer: Answer) -> None:
         kept = self._file(spec, code)

@@ -8,6 +8,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from dovetail.service.code import CodeShelf
 from dovetail.service.forecasts import Forecasts
@@ -19,6 +20,16 @@ from dovetail_jobs.spec import JobSpec
 log = logging.getLogger(__name__)
 
 _CAUSE_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Of an attempt: its peak, where that was higher than foreseen, and how busy it kept its
+    device.
+    """
+
+    peak_bytes: int | None = None
+    busy: float | None = None
 
 
 class Foresight:
@@ -33,7 +44,7 @@ class Foresight:
     ) -> None:
         self._forecasts, self._code, self._deliver = forecasts, code, deliver
         self._asked: set[str] = set()
-        self._jobs: queue.SimpleQueue[tuple[JobRecord, int | None]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[JobRecord, Measured | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="foresight", daemon=True)
 
     def consider(self, active: Sequence[JobRecord], outlooks: Outlooks) -> None:
@@ -45,32 +56,34 @@ class Foresight:
             managed = job.spec["memory"]["policy"] == "tensile" and not job.state.terminal
             if known.forecast_bytes is None or (managed and outlooks.of(job.id) is None):
                 self.ask(job)
-            if newest is None or newest.ended_at is None or known.peak_bytes is None:
+            if newest is None or newest.ended_at is None or known.forecast_bytes is None:
                 continue
-            if known.forecast_bytes is not None and known.peak_bytes > known.forecast_bytes:
-                self.learn(job, known.peak_bytes)
+            peak_bytes = known.peak_bytes or 0
+            higher_bytes = peak_bytes if peak_bytes > known.forecast_bytes else None
+            if higher_bytes is not None or newest.busy is not None:
+                self.learn(job, Measured(peak_bytes=higher_bytes, busy=newest.busy))
 
     def ask(self, job: JobRecord) -> None:
         self._put(job.id, job, None)
 
-    def learn(self, job: JobRecord, peak_bytes: int) -> None:
-        """An attempt is over that was measured to take so much."""
-        self._put(f"{job.id}.{len(job.attempts)}", job, peak_bytes)
+    def learn(self, job: JobRecord, measured: Measured) -> None:
+        """An attempt is over that was measured so."""
+        self._put(f"{job.id}.{len(job.attempts)}", job, measured)
 
-    def _put(self, mark: str, job: JobRecord, measured_bytes: int | None) -> None:
+    def _put(self, mark: str, job: JobRecord, measured: Measured | None) -> None:
         if mark in self._asked or job.spec["family"] is None:
             return
         self._asked.add(mark)
-        self._jobs.put((job, measured_bytes))
+        self._jobs.put((job, measured))
         if not self._thread.is_alive():
             self._thread.start()
 
     def _run(self) -> None:
         while True:
-            job, measured_bytes = self._jobs.get()
+            job, measured = self._jobs.get()
             cause: str
             try:
-                self._deliver(self._find_out(job, measured_bytes))
+                self._deliver(self._find_out(job, measured))
                 continue
             except DovetailError as error:
                 log.info("no forecast job=%s: %s", job.id, error)
@@ -81,11 +94,13 @@ class Foresight:
             line = (cause.strip().splitlines() or [""])[0][:_CAUSE_CHARACTERS]
             self._deliver(Foreseen(job_id=job.id, cause=line))
 
-    def _find_out(self, job: JobRecord, measured_bytes: int | None) -> Foreseen:
+    def _find_out(self, job: JobRecord, measured: Measured | None) -> Foreseen:
         """Who may share a device waits for the answer, so that is not left to idle processors."""
         spec = JobSpec.model_validate(job.spec)
-        if measured_bytes is not None:
-            self._forecasts.remember(spec, job.code, measured_bytes)
+        if measured is not None:
+            self._forecasts.remember(
+                spec, job.code, measured_bytes=measured.peak_bytes, measured_busy=measured.busy
+            )
         with self._code.opened(job.code) as folder:
             answer = self._forecasts.of(
                 spec, workdir=folder, code=job.code, in_background=not spec.shares

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dovetail.scheduler.view import Sharing
@@ -16,13 +16,16 @@ from dovetail_jobs.spec import JobSpec
 from dovetail_jobs.units import format_bytes
 from tensile.coordinator import Profile, Rung, declared
 
+WORTH_SAYING = 1.1  # times what was foreseen: less is within what a forecast can miss by
 Provenance = Literal["traced", "measured", "declared"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foreseen:
     """A job's step peaks at so many bytes, if nothing is done about it; `profile` is what it asks
-    of a device that it shares. Where nothing could be found out, `cause` says why.
+    of a device that it shares. Where nothing could be found out, `cause` says why. `busy` is the
+    highest share of its device that a job of this configuration was measured to keep busy. Of a
+    `measured` peak, `traced_bytes` is what had been foreseen.
     """
 
     job_id: str
@@ -30,6 +33,8 @@ class Foreseen:
     profile: Profile | None = None
     provenance: Provenance = "traced"
     cause: str | None = None
+    busy: float | None = None
+    traced_bytes: int | None = None
 
 
 def foreseen(job_id: str, answer: dict[str, Any]) -> Foreseen:
@@ -39,16 +44,28 @@ def foreseen(job_id: str, answer: dict[str, Any]) -> Foreseen:
     Raises KeyError, TypeError or ValueError for an answer that is none.
     """
     peak_bytes = answer["forecast"]["peak_bytes"]
-    measured_bytes = answer.get("measured_bytes") or 0
     profile = Profile.from_json(answer["profile"]) if "profile" in answer else None
-    expected_bytes = peak_bytes if profile is None else profile.peak_bytes
-    if measured_bytes <= expected_bytes:
-        return Foreseen(job_id=job_id, peak_bytes=peak_bytes, profile=profile)
-    return Foreseen(
+    traced = Foreseen(
         job_id=job_id,
+        peak_bytes=peak_bytes,
+        profile=profile,
+        busy=answer.get("measured_busy"),
+    )
+    return corrected(traced, answer.get("measured_bytes"))
+
+
+def corrected(found: Foreseen, measured_bytes: int | None) -> Foreseen:
+    """By a peak that was measured, where that is higher than what is known."""
+    profile = found.profile
+    expected_bytes = found.peak_bytes if profile is None else profile.peak_bytes
+    if measured_bytes is None or expected_bytes is None or measured_bytes <= expected_bytes:
+        return found
+    return replace(
+        found,
         peak_bytes=measured_bytes,
         profile=None if profile is None else scaled(profile, measured_bytes / expected_bytes),
         provenance="measured",
+        traced_bytes=expected_bytes,
     )
 
 
@@ -72,37 +89,57 @@ class Outlooks:
             self._known = {key: found for key, found in self._known.items() if key in job_ids}
 
 
-def sharing(spec: JobSpec, found: Foreseen | None, shortages: int = 0) -> Sharing:
-    """What the scheduler is told of a job; None is found while it is asked for. After as many
-    `shortages`, ends for want of memory, it has no more neighbours.
+def sharing(
+    spec: JobSpec, found: Foreseen | None, measured_busy: Sequence[float | None] = ()
+) -> Sharing:
+    """What the scheduler is told of a job; None is found while it is asked for. How busy it keeps
+    its device is the most that was measured, of it or of its configuration; before, all of it.
     """
-    share, alone = spec.resources.share if spec.shares else False, _alone(spec, found)
-    if shortages and spec.shares:
-        share, alone = False, "it ran out of memory before"
+    known = (*measured_busy, None if found is None else found.busy)
     return Sharing(
-        share=share,
+        busy=max((share for share in known if share is not None), default=1.0),
+        share=spec.resources.share if spec.shares else False,
         profile=_profile(spec, found),
-        alone=alone,
+        alone=_alone(spec, found),
         min_speed=spec.resources.min_speed,
         priority=spec.priority,
     )
 
 
+def on_terms(offered: Sharing, cap_bytes: int | None, alone: bool) -> Sharing:
+    """Of a job that ran out of memory and comes back with less of it, or with no neighbours."""
+    if alone:
+        return replace(offered, share=False, alone="it ran out of memory before")
+    if cap_bytes is None or offered.profile is None:
+        return offered
+    return replace(offered, profile=capped(offered.profile, cap_bytes))
+
+
 def warnings(spec: JobSpec, found: Foreseen) -> tuple[str, ...]:
     """What the user should know: that the job cannot share, that an earlier one took more than was
-    foreseen, that less is reserved than it will want.
+    foreseen, where that decides who it shares a device with, that less is reserved than it will
+    want.
     """
     said = []
     if spec.family is not None and (alone := _alone(spec, found)) is not None:
         said.append(f"{alone}, so it waits for a device of its own")
-    if found.provenance == "measured" and found.peak_bytes is not None:
-        said.append(
-            f"a job of this configuration took {format_bytes(found.peak_bytes)}, more than was "
-            "foreseen; that is what is counted with"
-        )
+    if (more := _more_than_foreseen(spec, found)) is not None:
+        said.append(more)
     if (short := _short(spec, found)) is not None:
         said.append(short)
     return tuple(said)
+
+
+def _more_than_foreseen(spec: JobSpec, found: Foreseen) -> str | None:
+    peak_bytes, traced_bytes = found.peak_bytes, found.traced_bytes
+    if not spec.shares or peak_bytes is None or traced_bytes is None:
+        return None
+    if peak_bytes <= WORTH_SAYING * traced_bytes:
+        return None
+    return (
+        f"a job of this configuration took {format_bytes(peak_bytes)}, more than the "
+        f"{format_bytes(traced_bytes)} that were foreseen; that is what is counted with"
+    )
 
 
 def _short(spec: JobSpec, found: Foreseen) -> str | None:
@@ -115,7 +152,8 @@ def _short(spec: JobSpec, found: Foreseen) -> str | None:
     )
     if spec.memory.policy == "none":
         return (
-            f"{said}, and nothing keeps the job to it; reserve more, or use memory.policy: tensile"
+            f"{said}, and the job is ended where it takes more; reserve more, or use "
+            "memory.policy: tensile"
         )
     least_bytes = found.profile.minimum_bytes if found.profile is not None else 0
     if reserved < least_bytes:

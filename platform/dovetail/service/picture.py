@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from dovetail.scheduler.readmission import Shortage, Terms, terms
 from dovetail.scheduler.view import ClusterView, Holding, NodeView, QueuedJob, Sharing
 from dovetail.service.elapsed import Elapsed
-from dovetail.service.outlooks import Foreseen, Outlooks, sharing
+from dovetail.service.outlooks import Foreseen, Outlooks, corrected, on_terms, sharing
 from dovetail.store.records import JobRecord
 from dovetail_jobs.lifecycle import Reason, State
 from dovetail_jobs.spec import JobSpec
@@ -40,14 +41,15 @@ def with_queued(view: ClusterView, job: QueuedJob) -> ClusterView:
 def holdings(active: Sequence[JobRecord], outlooks: Outlooks | None = None) -> tuple[Holding, ...]:
     """Without `outlooks`, who holds what, and not whether others may join."""
 
-    def known(job: JobRecord) -> Sharing:
+    def known(job: JobRecord, cap_bytes: int | None) -> Sharing:
         if outlooks is None:
             return Sharing()
-        return _sharing(job, outlooks)
+        offered, agreed = _offered(job, outlooks)
+        return on_terms(offered, cap_bytes, agreed is not None and agreed.alone)
 
     return tuple(
         Holding(
-            sharing=known(job),
+            sharing=known(job, attempt.cap_bytes),
             job_id=job.id,
             job_name=job.name,
             attempt=attempt.number,
@@ -81,17 +83,40 @@ def pause_s(losses: int) -> float:
 
 def _waiting(job: JobRecord, now: datetime, elapsed: Elapsed, outlooks: Outlooks) -> QueuedJob:
     asked = queued_job(job.id, JobSpec.model_validate(job.spec), job.seq, outlooks.of(job.id))
+    offered, agreed = _offered(job, outlooks)
+    if agreed is not None:
+        offered = on_terms(offered, agreed.cap_bytes, agreed.alone)
     return replace(
         asked,
         waits_for_release=bool(job.unreleased),
         after=_after(job, now, elapsed),
-        sharing=_sharing(job, outlooks),
+        sharing=offered,
+        terms=agreed,
     )
 
 
-def _sharing(job: JobRecord, outlooks: Outlooks) -> Sharing:
-    shortages = sum(attempt.reason is Reason.OUT_OF_MEMORY for attempt in job.attempts)
-    return sharing(JobSpec.model_validate(job.spec), outlooks.of(job.id), shortages)
+def _offered(job: JobRecord, outlooks: Outlooks) -> tuple[Sharing, Terms | None]:
+    """What the job asks of a device, and what it comes back on if it ran out of memory."""
+    spec, found = JobSpec.model_validate(job.spec), outlooks.of(job.id)
+    shortages = tuple(
+        Shortage(
+            attempt=attempt.number,
+            node_id=attempt.node_id,
+            device=attempt.device,
+            neighbours=attempt.neighbours or 0,
+            limit_bytes=attempt.budget_bytes,
+            peak_bytes=attempt.peak_bytes,
+        )
+        for attempt in job.attempts
+        if attempt.reason is Reason.OUT_OF_MEMORY
+    )
+    busy = [attempt.busy for attempt in job.attempts]
+    if not shortages:
+        return sharing(spec, found, busy), None
+    # the forecasts learn it too, a moment later
+    known = None if found is None else corrected(found, job.memory.peak_bytes)
+    offered = sharing(spec, known, busy)
+    return offered, terms(shortages, offered.profile, shares=offered.share is not False)
 
 
 def _after(job: JobRecord, now: datetime, elapsed: Elapsed) -> datetime | None:

@@ -295,7 +295,7 @@ class Platform:
         self.on_shutdown()
 
     def _view(self, job: JobRecord) -> JobView:
-        return job_view(job, self._storage)
+        return job_view(job, self._storage, self._devices.waits(job))
 
     def _changed(self) -> None:
         self._changes.bump()

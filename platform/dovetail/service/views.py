@@ -20,7 +20,8 @@ from dovetail_workers import keys
 from dovetail_workers.storage.protocol import Storage
 
 
-def job_view(job: JobRecord, storage: Storage) -> JobView:
+def job_view(job: JobRecord, storage: Storage, message: str | None = None) -> JobView:
+    """`message` stands in place of what the store says."""
     return JobView(
         id=job.id,
         name=job.name,
@@ -30,7 +31,7 @@ def job_view(job: JobRecord, storage: Storage) -> JobView:
         parent=job.parent,
         state=job.state,
         reason=job.reason,
-        message=job.message,
+        message=message or job.message,
         priority=job.priority,
         created_at=job.created_at,
         started_at=job.started_at,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import datetime
 
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import CursorResult, func, select, update
 from sqlalchemy.orm import Session
 
 from dovetail.store.curves import last_values
@@ -126,6 +126,8 @@ def _write_attempt(
             attempt.exit_code = exit_code
         case lifecycle.AttemptSucceeded():
             attempt.exit_code = 0
+        case lifecycle.MemoryRanOut():
+            attempt.neighbours = _neighbours(session, attempt)
         case lifecycle.AttemptReleased():
             attempt.released_at = attempt.released_at or now
         case _:
@@ -155,10 +157,22 @@ def _placed(
         node_id=details["node_id"],
         device=event.device,
         cpus=details["cpus"],
+        cap_bytes=details.get("cap_bytes"),
         ranks=_ranks(details.get("ranks", (rank,))),
         cursor=0,
         placed_at=now,
     )
+
+
+def _neighbours(session: Session, attempt: Attempt) -> int:
+    """How many other attempts hold its device now."""
+    others = select(func.count()).where(
+        Attempt.node_id == attempt.node_id,
+        Attempt.device == attempt.device,
+        Attempt.job_id != attempt.job_id,
+        Attempt.released_at.is_(None),
+    )
+    return session.scalar(others) or 0
 
 
 def _ranks(ranks: tuple[RankRecord, ...]) -> list[dict[str, object]]:

@@ -24,6 +24,11 @@ class AttemptRecord:
 
     `cursor` counts the journal segments that were read. `refusal` is the sentence of a program that
     refused its input. What it holds is free once `released_at` is set.
+
+    `cap_bytes` is the most that it may hold, None for what the spec says; `budget_bytes` and
+    `peak_bytes` are what it was given and what it held at most, by its own report; `neighbours` how
+    many others were on its device when memory ran out; `busy` what part of its processors, or of
+    its GPU, it kept computing.
     """
 
     job_id: str
@@ -46,6 +51,11 @@ class AttemptRecord:
     ended_at: datetime | None
     stop_requested_at: datetime | None
     released_at: datetime | None
+    cap_bytes: int | None = None
+    budget_bytes: int | None = None
+    peak_bytes: int | None = None
+    neighbours: int | None = None
+    busy: float | None = None
 
     @property
     def attempt_id(self) -> str:
@@ -84,7 +94,7 @@ class ProgressRecord:
 class MemoryRecord:
     """Bytes, None until known. `provenance` is how the forecast was made, `peak_bytes` the highest
     growth over `base_bytes` so far; what follows `base_bytes` is the newest attempt's, of the
-    tensile policy.
+    tensile policy; `fence` is who keeps it to its budget.
     """
 
     forecast_bytes: int | None = None
@@ -98,6 +108,7 @@ class MemoryRecord:
     passive_fetches: int | None = None
     stall_s: float | None = None
     replans: int | None = None
+    fence: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +188,7 @@ class AttemptDetails(TypedDict, total=False):
 
     node_id: str
     cpus: float
+    cap_bytes: int | None
     pid: int
     exit_code: int
     resumed_from_step: int

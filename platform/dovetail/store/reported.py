@@ -58,6 +58,10 @@ def add_reports(
                 _tell(session, job, attempt, report, f"{what} {cause}", now)
             case said.MemoryUsed():
                 job.memory = _memory(job.memory, report)
+                attempt.budget_bytes = report.budget_bytes or attempt.budget_bytes
+                attempt.peak_bytes = _highest(attempt.peak_bytes, report.peak_bytes)
+            case said.Busy():
+                attempt.busy = report.share
             case said.Refused():
                 attempt.refusal = report.message
             case said.Ended():
@@ -104,8 +108,11 @@ def _finite(value: float) -> float | None:
 
 def _memory(before: dict[str, Any], report: said.MemoryUsed) -> dict[str, Any]:
     told = {name: value for name, value in asdict(report).items() if value is not None}
-    peaks = [peak for peak in (before.get("peak_bytes"), report.peak_bytes) if peak is not None]
-    return {**before, **told, "peak_bytes": max(peaks, default=None)}
+    return {**before, **told, "peak_bytes": _highest(before.get("peak_bytes"), report.peak_bytes)}
+
+
+def _highest(*peaks: int | None) -> int | None:
+    return max((peak for peak in peaks if peak is not None), default=None)
 
 
 def _rank_zero(attempt: Attempt, **values: object) -> None:

@@ -167,6 +167,11 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None]
     stop_requested_at: Mapped[datetime | None]
     released_at: Mapped[datetime | None]
+    cap_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    budget_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    peak_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    neighbours: Mapped[int | None]
+    busy: Mapped[float | None]
 
     def record(self) -> AttemptRecord:
         return AttemptRecord(
@@ -190,6 +195,11 @@ class Attempt(Base):
             ended_at=self.ended_at,
             stop_requested_at=self.stop_requested_at,
             released_at=self.released_at,
+            cap_bytes=self.cap_bytes,
+            budget_bytes=self.budget_bytes,
+            peak_bytes=self.peak_bytes,
+            neighbours=self.neighbours,
+            busy=self.busy,
         )
 
 

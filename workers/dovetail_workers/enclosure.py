@@ -1,0 +1,107 @@
+"""What encloses the processes of one attempt: how much memory they may hold, who enforces it, what
+they keep busy, and how that stands in its reports.
+
+On a CPU device a control group does where this user has the memory controller; that of an attempt
+that shares its device ends at the device, since a lease moves faster than a group's limit could. So
+a watch stands beside it, and in place of it elsewhere. On CUDA the allocator refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from dovetail_workers import cuda_fence
+from dovetail_workers.attempt_watch import AttemptWatch
+from dovetail_workers.busyness import Busyness
+from dovetail_workers.cgroup import Cgroup
+from dovetail_workers.launch import Launch
+from dovetail_workers.memory_fence import MemoryFence
+from dovetail_workers.memory_limit import fenced_bytes, limit_of
+from dovetail_workers.reports import MemoryUsed, Report, Started
+
+
+class Enclosure:
+    """`on_overrun` hears a sentence, once, in a thread of the enclosure: the attempt is to be ended
+    then. `report` takes what the enclosure itself has to say.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        device_environment: Mapping[str, str],
+        on_overrun: Callable[[str], None],
+        report: Callable[[Report], None],
+    ) -> None:
+        self._launch, self._report = launch, report
+        self._is_script = launch.spec["family"] is None
+        self._is_cpu = launch.device.startswith("cpu:")
+        self._limit = limit_of(launch, device_environment)
+        self._fence = MemoryFence(self._limit, on_overrun, awaits_base=not self._is_script)
+        threads = max(1, int(launch.spec["resources"]["cpus"]))
+        self._busyness = Busyness(threads, report)
+        self._group: Cgroup | None = None
+        self._watch: AttemptWatch | None = None
+
+    @property
+    def kind(self) -> str | None:
+        """Who enforces the limit; None where there is none."""
+        if not self._is_cpu:
+            return None if cuda_fence.fraction(self._launch) is None else "cuda fraction"
+        if self._launch.share:
+            return "watched"
+        if self._limit().bytes is None:
+            return None
+        return "watched" if self._group is None else "cgroup"
+
+    def begin(self, pid: int) -> None:
+        """The attempt's first process runs, and has not done anything yet."""
+        if self._is_cpu and self.kind is not None:
+            group = Cgroup.make(self._launch.attempt_id)
+            if group is not None and group.take(pid):
+                self._group = group
+            elif group is not None:
+                group.remove()
+            if self._is_script:
+                self._confine(base_bytes=None)
+        if self._is_script and self.kind is not None:
+            self._report(MemoryUsed(budget_bytes=self._limit().bytes, fence=self.kind))
+        if self._is_script:
+            self._busyness.begin()
+        if self._is_cpu:
+            self._watch = AttemptWatch(self._fence.look, self._busyness.look)
+
+    def heard(self, report: Report) -> Report:
+        """A report of the attempt, as it goes on."""
+        if isinstance(report, Started):
+            self._busyness.begin()
+        if not isinstance(report, MemoryUsed):
+            return report
+        if report.base_bytes is not None:
+            self._fence.know_base(report.base_bytes)
+            self._confine(report.base_bytes)
+        return replace(report, fence=self.kind)
+
+    def end(self) -> str | None:
+        """No process of the attempt is left. The sentence if the kernel ended it for its memory."""
+        if self._watch is not None:
+            self._watch.close()
+        killed = self._group is not None and self._group.kills() > 0
+        if self._group is not None:
+            if killed:  # between two looks
+                self._fence.peak_bytes = max(self._fence.peak_bytes, self._group.peak_bytes() or 0)
+            self._group.remove()
+        if killed or self._fence.is_broken:
+            used = MemoryUsed(
+                peak_bytes=self._fence.peak_bytes,
+                budget_bytes=self._fence.limit_bytes,
+                fence=self.kind,
+            )
+            self._report(used)
+        return self._fence.overrun(self._limit()) if killed else None
+
+    def _confine(self, base_bytes: int | None) -> None:
+        """A lease may grow at any moment, so the group of one that shares ends at the device."""
+        limit_bytes = self._launch.device_bytes if self._launch.share else self._limit().bytes
+        if self._group is not None and limit_bytes is not None:
+            self._group.limit((base_bytes or 0) + fenced_bytes(limit_bytes, base_bytes))

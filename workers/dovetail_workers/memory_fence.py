@@ -1,0 +1,71 @@
+"""No attempt takes the bytes of its neighbours: one that holds more than it may, look after look,
+is ended.
+
+Of a CPU device only, whose memory is what processes hold resident; on CUDA the allocator itself
+refuses (`cuda_fence.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from dovetail_jobs.units import format_bytes
+from dovetail_workers.held_memory import held_bytes, shared_fairly_bytes
+from dovetail_workers.memory_limit import Limit, MemoryLimit, fenced_bytes
+
+LOOKS = 3  # over the limit, one after the other: a peak that is over at the next look harms nobody
+_MIB = 2**20
+
+
+class MemoryFence:
+    """`look` is called with the attempt's processes again and again; `on_overrun` hears a sentence,
+    once. With `awaits_base` nothing is judged before it is known what the bare process holds;
+    otherwise there is room for its libraries until then.
+    """
+
+    def __init__(
+        self, limit: Limit, on_overrun: Callable[[str], None], *, awaits_base: bool
+    ) -> None:
+        self.peak_bytes = 0
+        self.limit_bytes: int | None = None
+        self._limit, self._on_overrun = limit, on_overrun
+        self._base_bytes: int | None = None
+        self._awaits_base = awaits_base
+        self._over = 0
+
+    @property
+    def is_broken(self) -> bool:
+        return self._over >= LOOKS
+
+    def know_base(self, base_bytes: int) -> None:
+        if self._base_bytes is None:
+            self.peak_bytes = 0  # it was counted with what is in the base
+        self._base_bytes, self._awaits_base = base_bytes, False
+
+    def look(self, pids: Collection[int]) -> None:
+        if self._awaits_base or self._over >= LOOKS:
+            return
+        held = held_bytes(pids, self._base_bytes)
+        limit = self._limit()
+        self.limit_bytes = limit.bytes
+        if limit.bytes is None or held <= fenced_bytes(limit.bytes, self._base_bytes):
+            self.peak_bytes, self._over = max(self.peak_bytes, held), 0
+            return
+        if len(pids) > 1:
+            held = shared_fairly_bytes(pids, self._base_bytes)
+        self.peak_bytes = max(self.peak_bytes, held)
+        is_over = held > fenced_bytes(limit.bytes, self._base_bytes)
+        self._over = self._over + 1 if is_over else 0
+        if self._over >= LOOKS:
+            self._on_overrun(self.overrun(limit))
+
+    def overrun(self, limit: MemoryLimit) -> str:
+        """Says what was held, what might have been, and what to write."""
+        held = format_bytes(self.peak_bytes)
+        if self._base_bytes is None:
+            held += " with its libraries"
+        needed = format_bytes(-(-self.peak_bytes // _MIB) * _MIB)
+        return (
+            f"out of memory: it held {held}, and might hold {format_bytes(limit.bytes or 0)} of "
+            f"the device ({limit.rule}); {limit.way_out.format(needed=needed)}"
+        )
