@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -127,6 +127,98 @@ def test_a_division_fits_and_nobody_is_below_the_minimum(
         assert interlock(rungs).peak_bytes <= DEVICE
     else:
         assert sum(portion.cap_bytes for portion in division.portions) <= DEVICE
+
+
+def jain(values: list[float]) -> float:
+    """1 where all are equal, 1/n where one has everything (Jain, Chiu and Hawe 1984)."""
+    return sum(values) ** 2 / (len(values) * sum(value**2 for value in values))
+
+
+@st.composite
+def any_profile(draw: st.DrawFn) -> Profile:
+    """One to five rungs of any bytes; curves are flat, or rise and fall."""
+    count = draw(st.integers(1, 5))
+    sizes = sorted(draw(st.sets(st.integers(20, 900), min_size=count, max_size=count)))
+    rungs: list[Rung] = []
+    step_s = draw(st.sampled_from([0.5, 1.0, 1.05]))
+    for size in reversed(sizes):
+        base = draw(st.integers(1, size))
+        rungs.append(triangle(size, base, step_s))
+        step_s *= draw(st.floats(1.0, 2.0))
+    return Profile(rungs=tuple(rungs))
+
+
+members = st.builds(
+    Member,
+    job=st.just(""),
+    profile=any_profile(),
+    weight=st.sampled_from([0.5, 1.0, 2.0]),
+    priority=st.integers(0, 1),
+)
+
+
+@given(profile=any_profile(), count=st.integers(2, 5), device=st.integers(100, 4000))
+def test_equal_jobs_are_equally_slow(profile: Profile, count: int, device: int) -> None:
+    equals = [Member(job=str(i), profile=profile) for i in range(count)]
+    division = apportion(equals, device)
+    assert (division is None) == (count * profile.minimum_bytes > device)
+    if division is not None:
+        assert len({portion.cap_bytes for portion in division.portions}) == 1
+        assert jain([1 / portion.speed for portion in division.portions]) >= 0.95
+
+
+@given(
+    peak=st.integers(300, 900),
+    others=st.lists(st.floats(0.97, 1.03), min_size=2, max_size=2),
+    room=st.floats(0.3, 1),
+)
+def test_alike_jobs_are_almost_equally_slow(peak: int, others: list[float], room: float) -> None:
+    peaks = [peak, *(int(peak * ratio) for ratio in others)]
+    alike = [Member(job=str(size), profile=ladder(size)) for size in peaks]
+    division = apportion(alike, int(room * sum(peaks)))
+    assert division is not None
+    assert jain([1 / portion.speed for portion in division.portions]) >= 0.95
+
+
+@given(several=st.lists(members, min_size=1, max_size=5), data=st.data())
+def test_neither_order_nor_name_changes_what_anybody_gets(
+    several: list[Member], data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(len(several))))
+    first = apportion([replace(m, job=str(i)) for i, m in enumerate(several)], 2 * DEVICE)
+    shuffled = [replace(several[i], job=f"other {place}") for place, i in enumerate(order)]
+    second = apportion(shuffled, 2 * DEVICE)
+    if first is None or second is None:
+        assert first is second
+        return
+    assert first.interlocked == second.interlocked
+    for place, i in enumerate(order):
+        assert replace(second.portions[place], job=str(i)) == first.portions[i]
+
+
+@given(several=st.lists(members, min_size=1, max_size=5))
+def test_a_higher_priority_is_as_fast_as_if_the_others_had_their_minima_only(
+    several: list[Member],
+) -> None:
+    division = apportion(several, 2 * DEVICE)
+    if division is None:
+        return
+    high = [member for member in several if member.priority == 1]
+    left = 2 * DEVICE - sum(m.profile.minimum_bytes for m in several if m.priority == 0)
+    fixed = apportion(high, left)
+    assert fixed is not None
+    if not fixed.interlocked:
+        found = [p for m, p in zip(several, division.portions, strict=True) if m.priority == 1]
+        for portion, expected in zip(found, fixed.portions, strict=True):
+            assert portion.speed >= expected.speed
+
+
+def test_three_equal_jobs_get_the_same_bytes_where_rungs_would_give_one_of_them_half() -> None:
+    equals = [Member(job=name, profile=flat_ladder(900, 300)) for name in "abc"]
+    division = apportion(equals, 1700)
+    assert division is not None
+    assert [portion.cap_bytes for portion in division.portions] == [566, 566, 566]
+    assert division.portions[0].speed == pytest.approx(1 / (2 - 266 / 600))
 
 
 @settings(max_examples=30, deadline=None)

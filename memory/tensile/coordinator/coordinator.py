@@ -277,8 +277,9 @@ class Coordinator:
 
     def _share(self, job: _Job, admitted: bool, now_s: float) -> Share:
         rung = job.member.profile.rung_for(job.lease_bytes)
+        speed = job.member.profile.speed(rung)
         if admitted and job.portion is not None:
-            rung = job.portion.rung
+            rung, speed = job.portion.rung, job.portion.speed
         return Share(
             job=job.member.job,
             admitted=admitted,
@@ -287,7 +288,7 @@ class Coordinator:
             minimum_bytes=job.minimum_bytes,
             rung=rung,
             rungs=len(job.member.profile.rungs),
-            speed=job.member.profile.speed(rung),
+            speed=speed,
             silent_s=now_s - job.heard_s,
             message="" if admitted else self._why_waiting(job, now_s),
         )

@@ -112,6 +112,29 @@ class Profile:
         """Of a step on that rung, over a step with all the memory it wants."""
         return self.rungs[0].step_s / self.rungs[rung].step_s
 
+    def predicted(self, size_bytes: int) -> Rung:
+        """Of a plan for so many bytes, at least the minimum: a job plans for the bytes that it has,
+        so between two rungs everything is in proportion.
+        """
+        number = self.rung_for(size_bytes)
+        lower = self.rungs[number]
+        if number == 0 or size_bytes <= lower.bytes:
+            return lower
+        upper = self.rungs[number - 1]
+        part = (size_bytes - lower.bytes) / (upper.bytes - lower.bytes)
+        return Rung(
+            bytes=size_bytes,
+            step_s=lower.step_s + part * (upper.step_s - lower.step_s),
+            curve=tuple(
+                int(low + part * (high - low))
+                for low, high in zip(lower.curve, upper.curve, strict=True)
+            ),
+        )
+
+    def speed_with(self, size_bytes: int) -> float:
+        """Of a step with so many bytes, over a step with all the memory it wants."""
+        return self.rungs[0].step_s / self.predicted(size_bytes).step_s
+
     def rung_for(self, size_bytes: int) -> int:
         """The highest rung that so many bytes are enough for; the lowest where none is."""
         for number, rung in enumerate(self.rungs):
