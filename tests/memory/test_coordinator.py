@@ -265,7 +265,7 @@ def test_a_job_alone_gets_all_that_it_wants_and_gives_way_to_the_next() -> None:
     (told,) = second  # that it has to shrink; the newcomer waits for it
     assert isinstance(told, Target)
     assert (told.job, told.cap_bytes < 900) == ("a", True)
-    assert "waits for 300 bytes, of which 100 are free" in coordinator.shares(1)[1].message
+    assert "waits for 300 bytes, of which 100 bytes are free" in coordinator.shares(1)[1].message
     third = coordinator.handle(Returned(job="a", lease_bytes=told.cap_bytes), now_s=2)
     assert third[0] == Admitted(job="b", minimum_bytes=300)
     assert third[-1] == Granted(job="b", lease_bytes=DEVICE - told.cap_bytes)
@@ -281,8 +281,8 @@ def test_a_minimum_that_no_device_has_is_refused_with_both_numbers() -> None:
         Joined(member=Member(job="a", profile=declared(1200))), now_s=0
     )
     assert isinstance(refused, Refused)
-    assert "1200" in refused.reason
-    assert "1000" in refused.reason
+    assert "1.2 KiB" in refused.reason
+    assert "1000 bytes" in refused.reason
 
 
 def test_interlocked_jobs_ask_for_more_and_are_answered_at_once() -> None:
