@@ -206,6 +206,7 @@ def test_a_file_copies_no_faster_than_it_may_and_gives_the_same_bytes_back(tmp_p
     file.close()
 
 
+@pytest.mark.long
 def test_a_session_copies_no_faster_than_its_part_of_the_channel(tmp_path: Path) -> None:
     training = perceptron()
     costs = replace(COSTS, out_bytes_per_s=800e6, in_bytes_per_s=800e6)

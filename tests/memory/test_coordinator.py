@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -11,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from helpers import synthetic_trace
+from helpers.random_profiles import any_profile, triangle
+from helpers.shares import jain
 from tensile.allowance import with_allowance
 from tensile.coordinator import (
     Coordinator,
@@ -46,13 +47,6 @@ from tensile.rungs import ladder as ladder_of
 from tensile.sequence import Trace
 
 DEVICE = 1000
-
-
-def triangle(peak: int, base: int, step_s: float = 1.0) -> Rung:
-    """Rises through the first half of a step and falls through the second."""
-    half = SAMPLES / 2
-    curve = (base + (peak - base) * (1 - abs(part + 1 - half) / half) for part in range(SAMPLES))
-    return Rung(bytes=peak, step_s=step_s, curve=tuple(math.ceil(held) for held in curve))
 
 
 def ladder(peak: int, *, base: int | None = None, minimum: int | None = None) -> Profile:
@@ -127,25 +121,6 @@ def test_a_division_fits_and_nobody_is_below_the_minimum(
         assert interlock(rungs).peak_bytes <= DEVICE
     else:
         assert sum(portion.cap_bytes for portion in division.portions) <= DEVICE
-
-
-def jain(values: list[float]) -> float:
-    """1 where all are equal, 1/n where one has everything (Jain, Chiu and Hawe 1984)."""
-    return sum(values) ** 2 / (len(values) * sum(value**2 for value in values))
-
-
-@st.composite
-def any_profile(draw: st.DrawFn) -> Profile:
-    """One to five rungs of any bytes; curves are flat, or rise and fall."""
-    count = draw(st.integers(1, 5))
-    sizes = sorted(draw(st.sets(st.integers(20, 900), min_size=count, max_size=count)))
-    rungs: list[Rung] = []
-    step_s = draw(st.sampled_from([0.5, 1.0, 1.05]))
-    for size in reversed(sizes):
-        base = draw(st.integers(1, size))
-        rungs.append(triangle(size, base, step_s))
-        step_s *= draw(st.floats(1.0, 2.0))
-    return Profile(rungs=tuple(rungs))
 
 
 members = st.builds(

@@ -3,9 +3,10 @@
 Priorities first: those of a higher one are served before the next get more than their minima. Among
 equals of priority the parts are proportionally fair (`static_split.py`). Where the curves interlock
 the jobs go up from there as long as the peak of their sum fits, equal jobs always together; that is
-chosen only where nobody is slower for it. So of equal jobs none is ever slower than another, and no
-order of the members changes what any of them gets; what is left over is theirs in equal parts, but
-for bytes that cannot be halved, which nobody gets.
+chosen only where nobody is slower for it, and never across priorities: who interlocks waits for
+others' peaks, and a job waits for none that comes after it. So of equal jobs none is ever slower
+than another, and no order of the members changes what any of them gets; what is left over is theirs
+in equal parts, but for bytes that cannot be halved, which nobody gets.
 """
 
 from __future__ import annotations
@@ -136,27 +137,26 @@ def _interlocked(
     one.
     """
     fixed = [m.profile.speed_with(cap) for m, cap in zip(members, caps, strict=True)]
-    if all(speed == 1 for speed in fixed):
+    if all(speed == 1 for speed in fixed) or len({m.priority for m in members}) > 1:
         return None
     rungs = [m.profile.rung_for(cap) for m, cap in zip(members, caps, strict=True)]
-    for level in _levels(members):
-        alike = _equals(members, level)
-        for group in alike:  # a byte more or less makes no difference between equals
-            for i in group:
-                rungs[i] = max(rungs[j] for j in group)
-        while (higher := _best_step(members, rungs, level, alike, device_bytes)) is not None:
-            rungs = higher
+    groups = _equals(members)
+    for group in groups:  # a byte more or less makes no difference between equals
+        for i in group:
+            rungs[i] = max(rungs[j] for j in group)
+    while (higher := _best_step(members, rungs, groups, device_bytes)) is not None:
+        rungs = higher
     speeds = [m.profile.speed(rung) for m, rung in zip(members, rungs, strict=True)]
     if speeds == fixed or any(s < f for s, f in zip(speeds, fixed, strict=True)):
         return None
     return rungs
 
 
-def _equals(members: Sequence[Member], level: Sequence[int]) -> list[list[int]]:
-    """Those that differ by name only stand side by side."""
+def _equals(members: Sequence[Member]) -> list[list[int]]:
+    """Places of those that differ by name only; they stand side by side."""
     groups: list[list[int]] = []
-    for i in level:
-        if groups and _nature(members[groups[-1][0]]) == _nature(members[i]):
+    for i, member in enumerate(members):
+        if groups and _nature(members[groups[-1][0]]) == _nature(member):
             groups[-1].append(i)
         else:
             groups.append([i])
@@ -166,18 +166,17 @@ def _equals(members: Sequence[Member], level: Sequence[int]) -> list[list[int]]:
 def _best_step(
     members: Sequence[Member],
     rungs: list[int],
-    level: Sequence[int],
     groups: Sequence[Sequence[int]],
     device_bytes: int,
 ) -> list[int] | None:
     """The rungs after the step up with the largest weighted relative gain per byte: of a group of
-    equals, or of the whole level, since curves of equal steps interlock where those of unlike ones
-    do not. A rung that is no faster is no step up.
+    equals, or of all, since curves of equal steps interlock where those of unlike ones do not.
+    A rung that is no faster is no step up.
     """
     best: tuple[float, list[int]] | None = None
-    longest = max((len(members[i].profile.rungs) for i in level), default=0)
+    longest = max(len(member.profile.rungs) for member in members)
     moves = [dict.fromkeys(group, rung) for group in groups for rung in range(rungs[group[0]])]
-    moves += [{i: min(rung, rungs[i]) for i in level} for rung in range(longest)]
+    moves += [{i: min(rung, rungs[i]) for i in range(len(rungs))} for rung in range(longest)]
     for move in moves:
         after = [move.get(i, rung) for i, rung in enumerate(rungs)]
         gain = sum(
@@ -198,9 +197,12 @@ def _bytes(members: Sequence[Member], rungs: Sequence[int]) -> int:
 
 def _fits(members: Sequence[Member], rungs: Sequence[int], device_bytes: int) -> bool:
     """By their caps, or else interlocked. The minima themselves never count on interlocking: each
-    job owns its own, whatever the others do.
+    job owns its own, whatever the others do. Nor do jobs that would wait for each other's copies:
+    their steps do not stay as long as they are foreseen.
     """
     chosen = [member.profile.rungs[rung] for member, rung in zip(members, rungs, strict=True)]
     if sum(rung.bytes for rung in chosen) <= device_bytes:
         return True
+    if sum(rung.copy_share for rung in chosen) > 1:
+        return False
     return interlock(chosen).peak_bytes <= (1 - _SLACK) * device_bytes

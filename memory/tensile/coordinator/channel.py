@@ -39,7 +39,7 @@ def copy_limits(claims: Sequence[Claim]) -> tuple[float | None, ...]:
     for priority in sorted({claim.priority for claim in claims}, reverse=True):
         level = [i for i, claim in enumerate(claims) if claim.priority == priority]
         room = max(1 - sum(parts), 0.0) + sum(parts[i] for i in level)
-        found = _max_min([claims[i] for i in level], room)
+        found = max_min([claims[i] for i in level], room)
         for i, part in zip(level, found, strict=True):
             parts[i] = part
     return tuple(
@@ -48,7 +48,8 @@ def copy_limits(claims: Sequence[Claim]) -> tuple[float | None, ...]:
     )
 
 
-def _max_min(claims: Sequence[Claim], room: float) -> list[float]:
+def max_min(claims: Sequence[Claim], room: float) -> list[float]:
+    """Parts of `room`, at most what each claims, by weight; priorities do not count."""
     parts = [claim.share for claim in claims]
     left = list(range(len(claims)))
     while left:
