@@ -82,7 +82,7 @@ def apportion(members: Sequence[Member], device_bytes: int) -> Division | None:
 
 def _nature(member: Member) -> tuple[object, ...]:
     """All that counts of a member: an order that no name or arrival changes."""
-    rungs = tuple((rung.bytes, rung.step_s, rung.curve) for rung in member.profile.rungs)
+    rungs = tuple((r.bytes, r.step_s, r.copy_s, r.curve) for r in member.profile.rungs)
     return -member.priority, -member.weight, rungs
 
 
