@@ -66,10 +66,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """`live_bytes[p]` is the most that lives while operator `p` runs; it starts at `start_s[p]`."""
+    """`live_bytes[p]` is the most that lives while operator `p` runs; it starts at `start_s[p]`.
+    `copied_bytes` move in a step, out and in; `copy_s` of it the busier channel works.
+    """
 
     peak_bytes: int
     stall_s: float
     step_s: float
+    copied_bytes: int
+    copy_s: float
     live_bytes: tuple[int, ...]
     start_s: tuple[float, ...]

@@ -16,6 +16,7 @@ from torch import nn
 
 from tensile import freed_memory
 from tensile.coordinator.profile import Profile, together
+from tensile.costs import Costs
 from tensile.execution import Execution
 from tensile.forecasting import Forecast
 from tensile.gauge import Gauge
@@ -66,6 +67,11 @@ class Adoption:
         """The least budget that every kind of step has a plan for."""
         floors = (p.forecast.floor_bytes for p in self._plannings.values() if not p.is_observed)
         return max(floors, default=0)
+
+    @property
+    def costs(self) -> Costs | None:
+        """Of this device, as calibrated; None where no step is known yet."""
+        return next((p.calibrated for p in reversed(self._plannings.values())), None)
 
     def profile(self) -> Profile | None:
         """What the job asks of a device that is shared; None where no step is known yet."""

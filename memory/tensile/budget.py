@@ -50,6 +50,15 @@ def budget_bytes(budget: Budget, peak_bytes: int | None = None) -> int | None:
     return int(budget * peak_bytes)
 
 
+def format_bytes(size_bytes: int) -> str:
+    """For people: `512 bytes`, `1.5 MiB`, `12.0 GiB`."""
+    if size_bytes < 2**10:
+        return f"{size_bytes} bytes"
+    units = [(f"{name}iB", 2**power) for name, power in (("K", 10), ("M", 20), ("G", 30))]
+    name, unit = max((u for u in units if u[1] <= size_bytes), key=lambda u: u[1])
+    return f"{size_bytes / unit:.1f} {name}"
+
+
 def _text_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text)
     unit = _UNITS.get(match[2].upper()) if match else None

@@ -13,6 +13,7 @@ from tensile import freed_memory
 from tensile.gauge import Gauge
 from tensile.lasting_file import LastingFile
 from tensile.lower_tier import LowerTier
+from tensile.scheduling_class import Yielding
 from tensile.swap_file import SwapFile
 
 
@@ -25,6 +26,7 @@ class CpuDevice:
         self.tier = LowerTier(folder)
         self.swap_file = SwapFile(self.tier)
         self.lasting_file = LastingFile(self.tier)
+        self._yielding = Yielding()
 
     def gauge(self, tensors_bytes: int) -> Gauge:
         """Counts what the job holds, now that its tensors take so much."""
@@ -44,8 +46,15 @@ class CpuDevice:
         """So much freed memory may wait for its next use; None for the usual."""
         freed_memory.let_wait(size_bytes)
 
+    def give_way(self, yields: bool) -> str | None:
+        """Whether this process computes only where nobody else wants to; a sentence if it cannot be
+        told to.
+        """
+        return self._yielding.be(yields)
+
     def close(self) -> None:
         """Freed memory waits as usual again; the files are gone."""
+        self._yielding.be(False)
         freed_memory.let_wait(None)
         self.lasting_file.close()
         self.swap_file.close()

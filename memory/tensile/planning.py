@@ -35,6 +35,7 @@ class Planning:
     def __init__(self, traced: Trace, costs: Costs, *, is_observed: bool = False) -> None:
         self.trace = traced
         self.is_observed = is_observed
+        self.calibrated = costs  # whatever a step showed since
         self.forecast: Forecast = forecast(traced)
         self._costs = costs
         self._own_bytes = 0  # what the process was seen to take beside what the trace knows

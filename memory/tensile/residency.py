@@ -138,6 +138,7 @@ class Residency:
             storage = self._placed(name)
             if storage is not None:
                 begin_s = time.perf_counter()
+                self._channel.wait_for_turn(storage.nbytes())
                 self._file.fetch(storage, writes=name.startswith(STATE))
                 self._counters.stall_s += time.perf_counter() - begin_s
                 self._counters.passive_fetches += 1

@@ -141,6 +141,7 @@ class Session:
             self._tenancy = Tenancy(
                 lease,
                 adoption=self._adoption,
+                device=self._device,
                 gauge=self._gauge,
                 pressure=self._pressure,
                 residency=self._residency,

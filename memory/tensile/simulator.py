@@ -20,6 +20,9 @@ from tensile.sequence import Trace
 from tensile.tape import Tape
 
 _TURNS = 4  # steps after which what is carried from one to the next has settled
+_NOTHING = Timeline(
+    peak_bytes=0, stall_s=0.0, step_s=0.0, copied_bytes=0, copy_s=0.0, live_bytes=(), start_s=()
+)
 
 
 def simulate(trace: Trace, plan: Plan, costs: Costs) -> Timeline:
@@ -37,7 +40,7 @@ def execute(
 ) -> tuple[Timeline, list[float]]:
     """The same for actions that are resolved already, and the seconds waited for each of them."""
     if not tape.length:
-        return Timeline(peak_bytes=0, stall_s=0.0, step_s=0.0, live_bytes=(), start_s=()), []
+        return _NOTHING, []
     execution = _Execution(tape, found, budget_bytes)
     timeline = execution.step()
     for _ in range(_TURNS - 1):
@@ -80,6 +83,10 @@ class _Execution:
         costs = tape.costs
         self.out_s = [costs.out_s(a.bytes) if a.writes else 0.0 for a in found]
         self.in_s = [costs.in_s(a.bytes) for a in found]
+        outwards = [i for i, a in enumerate(found) if a.writes]
+        inwards = [i for i, a in enumerate(found) if not a.dies and a.recompute_s is None]
+        self.copied_bytes = sum(found[i].bytes for i in (*outwards, *inwards))
+        self.copy_s = max(sum(self.out_s[i] for i in outwards), sum(self.in_s[i] for i in inwards))
         self.left_s = [0.0] * len(found)  # when the copy out of each has ended
         self.arrival_s: list[float | None] = [None] * len(found)  # … the copy in; None: not begun
         self.leaving: list[tuple[float, int]] = []  # a heap
@@ -123,6 +130,8 @@ class _Execution:
             peak_bytes=max(live),
             stall_s=max(0.0, step_s - tape.step_s) if self.found else 0.0,
             step_s=step_s,
+            copied_bytes=self.copied_bytes,
+            copy_s=self.copy_s,
             live_bytes=tuple(live),
             start_s=tuple(starts),
         )

@@ -21,6 +21,7 @@ from queue import SimpleQueue
 import torch
 
 from tensile import freed_memory
+from tensile.copy_pace import CopyPace
 from tensile.extents import Extent, Extents, page_rounded
 from tensile.lower_tier import LowerTier, TierError
 
@@ -76,11 +77,28 @@ class SwapFile:
         self._descriptor = -1
         self._writer = Channel("tensile writer")
         self._reader = Channel("tensile reader")
+        self._out, self._in = CopyPace(), CopyPace()
 
     def get_ready(self) -> None:
         """Have what a write needs before memory is short."""
         self._open()
         self._writer.start()
+
+    def limit(self, out_bytes_per_s: float | None, in_bytes_per_s: float | None) -> None:
+        """How fast copies go from here on, those of `ask` and `wait_for_turn` too; None for as fast
+        as they can.
+        """
+        self._out.limit(out_bytes_per_s)
+        self._in.limit(in_bytes_per_s)
+
+    def wait_for_turn(self, size_bytes: int) -> None:
+        """Before the calling thread brings back something that is in no file of this one."""
+        self._in.take(size_bytes)
+
+    def in_child(self) -> None:
+        """A forked child copies as fast as it can."""
+        self._out.in_child()
+        self._in.in_child()
 
     def write(self, storage: torch.UntypedStorage, extent: Extent) -> Transfer:
         """Begin to copy `storage` out. It is held until then, and by nobody here afterwards."""
@@ -111,6 +129,7 @@ class SwapFile:
 
         def run(bounce: mmap.mmap) -> None:
             try:
+                self._in.take(size_bytes)
                 work()
             except OSError as error:
                 transfer.error = error
@@ -122,6 +141,7 @@ class SwapFile:
 
     def close(self) -> None:
         """Let both threads finish, and give the file's room back."""
+        self.limit(None, None)
         self._writer.close()
         self._reader.close()
         if self._descriptor >= 0:
@@ -157,6 +177,7 @@ class SwapFile:
             transfer.end()
 
     def _put(self, piece: memoryview, offset: int) -> None:
+        self._out.take(piece.nbytes)
         while piece.nbytes:
             try:
                 written = os.pwrite(self._descriptor, piece, offset)
@@ -170,6 +191,7 @@ class SwapFile:
 
     def _read(self, transfer: Transfer, extent: Extent) -> None:
         try:
+            self._in.take(transfer.bytes)  # while it takes no memory yet
             storage, pages = _fresh(transfer.bytes)
             transfer.has_place = freed_memory.is_pooled(transfer.bytes)
             self._get(pages, extent.offset)

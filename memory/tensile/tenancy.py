@@ -14,9 +14,11 @@ from contextlib import suppress
 from tensile import freed_memory
 from tensile.adoption import Adoption
 from tensile.allowance import ALLOWANCE_BYTES
+from tensile.budget import format_bytes
 from tensile.coordinator.apportion import Member
 from tensile.coordinator.lease import Lease, device, look
 from tensile.coordinator.profile import Profile, declared
+from tensile.cpu_device import CpuDevice
 from tensile.gauge import Gauge
 from tensile.lower_tier import TierError
 from tensile.membership import Membership
@@ -41,6 +43,7 @@ class Tenancy:
         membership: Membership,
         *,
         adoption: Adoption,
+        device: CpuDevice,
         gauge: Gauge,
         pressure: Pressure,
         residency: Residency,
@@ -49,6 +52,7 @@ class Tenancy:
         self.limit_bytes = _BEFORE_BYTES
         self._membership = membership
         self._adoption = adoption
+        self._device = device
         self._gauge = gauge
         self._pressure = pressure
         self._residency = residency
@@ -94,8 +98,13 @@ class Tenancy:
             self._begin_limit(allowed_bytes)
 
     def begin_step(self) -> None:
-        """Wait as long as the other jobs' peaks ask for, where steps are interlocked."""
-        if self._pressure.lease is not None and not self._is_child:
+        """Copy and compute from here on as the other jobs ask for, and wait as long as their peaks
+        do, where steps are interlocked.
+        """
+        if self._lease is None or self._is_child:
+            return
+        self._make_way(self._lease)
+        if self._pressure.lease is not None:
             self._pressure.lease.begin_step()
 
     def vacate(self) -> None:
@@ -105,6 +114,7 @@ class Tenancy:
         lease = self._lease
         if lease is None or self._is_child or lease.lease_bytes <= lease.cap_bytes:
             return
+        self._device.swap_file.limit(None, None)  # others wait for what leaves now
         self._pressure.limit_bytes = self.limit_bytes
         self._pressure.clear(0)
         freed_memory.trim()
@@ -118,14 +128,15 @@ class Tenancy:
         if peak_bytes > lease_bytes + max(_TOLERANCE * lease_bytes, ALLOWANCE_BYTES):
             self._ratio = max(self._ratio, self._limit_ratio * peak_bytes / lease_bytes)
             self._counters.note(
-                f"a step held {peak_bytes} bytes where {lease_bytes} were the job's, so it asks "
-                f"for {self._ratio:.2f} times what was foreseen"
+                f"a step held {format_bytes(peak_bytes)} where {format_bytes(lease_bytes)} were "
+                f"the job's, so it asks for {self._ratio:.2f} times what was foreseen"
             )
         self.tell(own_bytes)
 
     def in_child(self) -> None:
         """A forked child has no bytes of its own; its lease is closed already."""
         self._is_child = True
+        self._device.swap_file.in_child()
 
     def close(self) -> None:
         """Everything is given back. What can leave the device has, since it is nobody's now."""
@@ -133,6 +144,18 @@ class Tenancy:
             self._pressure.lease = None
             self._hold_nothing()
             self._lease.close()
+
+    def _make_way(self, lease: Lease) -> None:
+        costs = self._adoption.costs
+        if lease.copy_share is None or costs is None:
+            self._device.swap_file.limit(None, None)
+        else:
+            self._device.swap_file.limit(
+                lease.copy_share * costs.out_bytes_per_s, lease.copy_share * costs.in_bytes_per_s
+            )
+        cannot = self._device.give_way(lease.yields)
+        if cannot is not None:
+            self._counters.note(cannot)
 
     def _allowed_bytes(self, lease: Lease) -> int:
         """Where steps are interlocked, the lease is asked for within them, up to the cap."""

@@ -105,7 +105,7 @@ def test_who_can_never_be_held_is_told_so_and_a_name_is_there_once(
 ) -> None:
     with (
         Lease(place, Member(job="a", profile=declared(1200))) as lease,
-        pytest.raises(LeaseRefused, match="1200 bytes, and the device has 1000"),
+        pytest.raises(LeaseRefused, match=r"1\.2 KiB, and the device has 1000 bytes"),
     ):
         lease.join(10)
     with Lease(place, member("b")) as first, Lease(place, member("b")) as second:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from helpers import synthetic_trace
+from helpers.random_profiles import any_profile, triangle
+from helpers.shares import jain
 from tensile.allowance import with_allowance
 from tensile.coordinator import (
     Coordinator,
@@ -46,13 +47,6 @@ from tensile.rungs import ladder as ladder_of
 from tensile.sequence import Trace
 
 DEVICE = 1000
-
-
-def triangle(peak: int, base: int, step_s: float = 1.0) -> Rung:
-    """Rises through the first half of a step and falls through the second."""
-    half = SAMPLES / 2
-    curve = (base + (peak - base) * (1 - abs(part + 1 - half) / half) for part in range(SAMPLES))
-    return Rung(bytes=peak, step_s=step_s, curve=tuple(math.ceil(held) for held in curve))
 
 
 def ladder(peak: int, *, base: int | None = None, minimum: int | None = None) -> Profile:
@@ -129,6 +123,79 @@ def test_a_division_fits_and_nobody_is_below_the_minimum(
         assert sum(portion.cap_bytes for portion in division.portions) <= DEVICE
 
 
+members = st.builds(
+    Member,
+    job=st.just(""),
+    profile=any_profile(),
+    weight=st.sampled_from([0.5, 1.0, 2.0]),
+    priority=st.integers(0, 1),
+)
+
+
+@given(profile=any_profile(), count=st.integers(2, 5), device=st.integers(100, 4000))
+def test_equal_jobs_are_equally_slow(profile: Profile, count: int, device: int) -> None:
+    equals = [Member(job=str(i), profile=profile) for i in range(count)]
+    division = apportion(equals, device)
+    assert (division is None) == (count * profile.minimum_bytes > device)
+    if division is not None:
+        assert len({portion.cap_bytes for portion in division.portions}) == 1
+        assert jain([1 / portion.speed for portion in division.portions]) >= 0.95
+
+
+@given(
+    peak=st.integers(300, 900),
+    others=st.lists(st.floats(0.97, 1.03), min_size=2, max_size=2),
+    room=st.floats(0.3, 1),
+)
+def test_alike_jobs_are_almost_equally_slow(peak: int, others: list[float], room: float) -> None:
+    peaks = [peak, *(int(peak * ratio) for ratio in others)]
+    alike = [Member(job=str(size), profile=ladder(size)) for size in peaks]
+    division = apportion(alike, int(room * sum(peaks)))
+    assert division is not None
+    assert jain([1 / portion.speed for portion in division.portions]) >= 0.95
+
+
+@given(several=st.lists(members, min_size=1, max_size=5), data=st.data())
+def test_neither_order_nor_name_changes_what_anybody_gets(
+    several: list[Member], data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(len(several))))
+    first = apportion([replace(m, job=str(i)) for i, m in enumerate(several)], 2 * DEVICE)
+    shuffled = [replace(several[i], job=f"other {place}") for place, i in enumerate(order)]
+    second = apportion(shuffled, 2 * DEVICE)
+    if first is None or second is None:
+        assert first is second
+        return
+    assert first.interlocked == second.interlocked
+    for place, i in enumerate(order):
+        assert replace(second.portions[place], job=str(i)) == first.portions[i]
+
+
+@given(several=st.lists(members, min_size=1, max_size=5))
+def test_a_higher_priority_is_as_fast_as_if_the_others_had_their_minima_only(
+    several: list[Member],
+) -> None:
+    division = apportion(several, 2 * DEVICE)
+    if division is None:
+        return
+    high = [member for member in several if member.priority == 1]
+    left = 2 * DEVICE - sum(m.profile.minimum_bytes for m in several if m.priority == 0)
+    fixed = apportion(high, left)
+    assert fixed is not None
+    if not fixed.interlocked:
+        found = [p for m, p in zip(several, division.portions, strict=True) if m.priority == 1]
+        for portion, expected in zip(found, fixed.portions, strict=True):
+            assert portion.speed >= expected.speed
+
+
+def test_three_equal_jobs_get_the_same_bytes_where_rungs_would_give_one_of_them_half() -> None:
+    equals = [Member(job=name, profile=flat_ladder(900, 300)) for name in "abc"]
+    division = apportion(equals, 1700)
+    assert division is not None
+    assert [portion.cap_bytes for portion in division.portions] == [566, 566, 566]
+    assert division.portions[0].speed == pytest.approx(1 / (2 - 266 / 600))
+
+
 @settings(max_examples=30, deadline=None)
 @given(trace=synthetic_trace.traces, costs=synthetic_trace.costs)
 def test_a_traced_job_is_a_ladder_whose_curves_reach_what_their_plans_hold(
@@ -173,7 +240,7 @@ def test_a_job_alone_gets_all_that_it_wants_and_gives_way_to_the_next() -> None:
     (told,) = second  # that it has to shrink; the newcomer waits for it
     assert isinstance(told, Target)
     assert (told.job, told.cap_bytes < 900) == ("a", True)
-    assert "waits for 300 bytes, of which 100 are free" in coordinator.shares(1)[1].message
+    assert "waits for 300 bytes, of which 100 bytes are free" in coordinator.shares(1)[1].message
     third = coordinator.handle(Returned(job="a", lease_bytes=told.cap_bytes), now_s=2)
     assert third[0] == Admitted(job="b", minimum_bytes=300)
     assert third[-1] == Granted(job="b", lease_bytes=DEVICE - told.cap_bytes)
@@ -189,8 +256,8 @@ def test_a_minimum_that_no_device_has_is_refused_with_both_numbers() -> None:
         Joined(member=Member(job="a", profile=declared(1200))), now_s=0
     )
     assert isinstance(refused, Refused)
-    assert "1200" in refused.reason
-    assert "1000" in refused.reason
+    assert "1.2 KiB" in refused.reason
+    assert "1000 bytes" in refused.reason
 
 
 def test_interlocked_jobs_ask_for_more_and_are_answered_at_once() -> None:

@@ -21,7 +21,7 @@ from helpers.invented_costs import COSTS
 from helpers.small_trainings import Training, contents, differences, language, perceptron
 from tensile import BudgetError, Session, SessionError, TierError, freed_memory
 from tensile.actions import PlanError
-from tensile.budget import budget_bytes
+from tensile.budget import budget_bytes, format_bytes
 from tensile.contents import Content, Contents, Slot
 from tensile.lower_tier import LowerTier
 from tensile.stats import Counters
@@ -62,6 +62,13 @@ def run(training: Training, steps: int, session: Session | None = None) -> None:
 )
 def test_budgets_are_bytes_texts_or_shares(given: Any, expected: int | None) -> None:
     assert budget_bytes(given, 1000) == expected
+
+
+def test_sizes_are_written_for_people() -> None:
+    sizes = (0, 1023, 1024, 3 * 2**20 // 2, 2**30 - 1, 12 * 2**30)
+    assert [format_bytes(size) for size in sizes] == [
+        *("0 bytes", "1023 bytes", "1.0 KiB", "1.5 MiB", "1024.0 MiB", "12.0 GiB")
+    ]
 
 
 @pytest.mark.parametrize("given", ["", "1.2 GiBs", "-3MB", "lots", 0, -5, 0.0, 1.5, True, [1], "0"])

@@ -164,6 +164,6 @@ def test_a_device_that_is_too_small_is_no_place_for_the_job(
     training = perceptron()
     with Broker(place, 2**16):
         memory = policy_of(training, "tensile", "auto")
-        with pytest.raises(OutOfMemory, match="the device has 65536"):
+        with pytest.raises(OutOfMemory, match=r"the device has 64\.0 KiB"):
             memory.prepare(training.step, training.batches[0])
         memory.close()

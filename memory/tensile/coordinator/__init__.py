@@ -9,4 +9,5 @@ from tensile.coordinator.profile import Profile as Profile
 from tensile.coordinator.profile import Rung as Rung
 from tensile.coordinator.profile import declared as declared
 from tensile.coordinator.profile import together as together
+from tensile.coordinator.simulated import simulate_together as simulate_together
 from tensile.coordinator.traced import traced as traced

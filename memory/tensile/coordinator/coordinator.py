@@ -13,6 +13,9 @@ Why every newcomer comes in: those who wait are served by priority, then in thei
 passes one who does not fit. While one waits, nobody grows beyond the cap that was computed with it,
 and each job returns what is over within a step. A job that stops answering keeps its lease, since
 its bytes are still there: only its end frees them. Newcomers then wait for it, and are told so.
+
+The channel to the lower tier is divided too, where all together would keep it busier than it can be
+(`channel.py`), and jobs that compute beside one of a higher priority are told to yield to it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+from tensile.budget import format_bytes
 from tensile.coordinator.apportion import Division, Member, Portion, apportion
+from tensile.coordinator.channel import Claim, copy_limits
 from tensile.coordinator.interlock import wait_s
 from tensile.coordinator.messages import (
     Admitted,
@@ -167,7 +172,7 @@ class Coordinator:
             job.lease_bytes, job.heard_s = job.minimum_bytes, now_s
             self._admitted[job.member.job] = job
             answer.append(Admitted(job=job.member.job, minimum_bytes=job.minimum_bytes))
-            self._tell(job, answer)
+            self._tell_all(answer)
             answer.append(Granted(job=job.member.job, lease_bytes=job.lease_bytes))
         for job in self._admitted.values():
             wanted_bytes = job.minimum_bytes
@@ -199,10 +204,19 @@ class Coordinator:
             if not self._interlocked:  # nobody says when it begins a step
                 job.began_s = None
                 job.periods_s.clear()
-        for job in self._admitted.values():
-            self._tell(job, answer)
+        self._tell_all(answer)
 
-    def _tell(self, job: _Job, answer: list[Command]) -> None:
+    def _tell_all(self, answer: list[Command]) -> None:
+        """Those on the device, of what they may do beside each other."""
+        jobs = list(self._admitted.values())
+        limits = copy_limits([_claim(job) for job in jobs])
+        highest = max((job.member.priority for job in jobs), default=0)
+        for job, copy_share in zip(jobs, limits, strict=True):
+            self._tell(job, copy_share, job.member.priority < highest, answer)
+
+    def _tell(
+        self, job: _Job, copy_share: float | None, yields: bool, answer: list[Command]
+    ) -> None:
         """What to plan for, where that is news. What an interlocked job keeps is what the others'
         caps leave of the device anyway.
         """
@@ -218,6 +232,8 @@ class Coordinator:
             cap_bytes=portion.cap_bytes,
             rung=portion.rung,
             keeps_bytes=keeps_bytes,
+            copy_share=copy_share,
+            yields=yields,
         )
         if job.told != target:
             job.told = target
@@ -277,8 +293,9 @@ class Coordinator:
 
     def _share(self, job: _Job, admitted: bool, now_s: float) -> Share:
         rung = job.member.profile.rung_for(job.lease_bytes)
+        speed = job.member.profile.speed(rung)
         if admitted and job.portion is not None:
-            rung = job.portion.rung
+            rung, speed = job.portion.rung, job.portion.speed
         return Share(
             job=job.member.job,
             admitted=admitted,
@@ -287,7 +304,7 @@ class Coordinator:
             minimum_bytes=job.minimum_bytes,
             rung=rung,
             rungs=len(job.member.profile.rungs),
-            speed=job.member.profile.speed(rung),
+            speed=speed,
             silent_s=now_s - job.heard_s,
             message="" if admitted else self._why_waiting(job, now_s),
         )
@@ -295,22 +312,31 @@ class Coordinator:
     def _why_waiting(self, job: _Job, now_s: float) -> str:
         if now_s < self._opens_at_s:
             return "waits until the jobs that were here before have come back"
-        needed = f"waits for {job.minimum_bytes} bytes, of which {max(self.free_bytes, 0)} are free"
+        free = format_bytes(max(self.free_bytes, 0))
+        needed = f"waits for {format_bytes(job.minimum_bytes)}, of which {free} are free"
         silent = [name for name, j in self._admitted.items() if now_s - j.heard_s > SILENT_AFTER_S]
         return f"{needed}; {', '.join(silent)} did not answer of late" if silent else needed
 
     def _too_large(self, job: _Job) -> str:
         return (
-            f"the least that {job.member.job} can do with is {job.minimum_bytes} bytes, and the "
-            f"device has {self.device_bytes}"
+            f"the least that {job.member.job} can do with is {format_bytes(job.minimum_bytes)}, "
+            f"and the device has {format_bytes(self.device_bytes)}"
         )
 
     def _outgrown(self, member: Member, others_bytes: int) -> str:
         return (
             f"the least that {member.job} can do with turned out to be "
-            f"{member.profile.minimum_bytes} bytes; beside the other jobs' {others_bytes} the "
-            f"device has {self.device_bytes - others_bytes}"
+            f"{format_bytes(member.profile.minimum_bytes)}; beside the other jobs' "
+            f"{format_bytes(others_bytes)} the device has "
+            f"{format_bytes(self.device_bytes - others_bytes)}"
         )
+
+
+def _claim(job: _Job) -> Claim:
+    share = 0.0
+    if job.portion is not None:
+        share = job.member.profile.predicted(job.portion.cap_bytes).copy_share
+    return Claim(share=share, weight=job.member.weight, priority=job.member.priority)
 
 
 def _rung(job: _Job) -> Rung | None:

@@ -48,12 +48,15 @@ class LeaseRefused(RuntimeError):
 class Lease:
     """`lease_bytes` may be held now, `cap_bytes` is what to plan for. Where steps are interlocked,
     the one is asked for up to the other within a step, and given back down to `keeps_bytes`, which
-    is None elsewhere. Any thread may call.
+    is None elsewhere. `copy_share` and `yields` are what the broker said of the channel and the
+    processors (`Target`). Any thread may call.
     """
 
     def __init__(self, path: Path, member: Member, *, holds_bytes: int = 0) -> None:
         self.lease_bytes, self.cap_bytes = holds_bytes, member.profile.peak_bytes
         self.keeps_bytes: int | None = None
+        self.copy_share: float | None = None
+        self.yields = False
         self._path, self._member = path, member
         self._news = threading.Condition()
         self._socket: socket.socket | None = None
@@ -221,6 +224,7 @@ class Lease:
             case Target():
                 self.cap_bytes = message.cap_bytes
                 self.keeps_bytes = message.keeps_bytes
+                self.copy_share, self.yields = message.copy_share, message.yields
             case Granted() if number >= self._returned_at:
                 self.lease_bytes = message.lease_bytes
             case Begin():

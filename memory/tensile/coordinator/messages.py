@@ -96,13 +96,17 @@ class Target:
     """From its next step on the job plans for `cap_bytes`. Where its lease is more, it returns what
     is over as soon as it holds no more than that. Where steps are interlocked, leases rise and fall
     within them: a job asks for what it is about to need, and returns what it has needed, as far as
-    that is over `keeps_bytes`; None where they are not.
+    that is over `keeps_bytes`; None where they are not. It copies in each direction no more than
+    `copy_share` of what the channel to the lower tier can do; None for no limit. One that `yields`
+    leaves the device's processors to others, where a device's jobs compute on some together.
     """
 
     job: str
     cap_bytes: int
     rung: int
     keeps_bytes: int | None = None
+    copy_share: float | None = None
+    yields: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,12 +14,20 @@ SAMPLES = 32  # of a step's curve
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
     """A plan: the lease it needs, the time of its step, and the most bytes that it holds in each of
-    `SAMPLES` equal parts of that time.
+    `SAMPLES` equal parts of that time. In a step it copies `copied_bytes` out and in, for which the
+    busier direction of the channel to the lower tier works `copy_s`, if it is the job's alone.
     """
 
     bytes: int
     step_s: float
     curve: tuple[int, ...]
+    copied_bytes: int = 0
+    copy_s: float = 0.0
+
+    @property
+    def copy_share(self) -> float:
+        """How much of the channel a job on this rung keeps busy, all alone there."""
+        return min(self.copy_s / self.step_s, 1.0)
 
     @classmethod
     def flat(cls, size_bytes: int, step_s: float = 1.0) -> Self:
@@ -35,6 +43,8 @@ class Rung:
         start_s: Sequence[float],
         live_bytes: Sequence[int],
         beside_bytes: int,
+        copied_bytes: int = 0,
+        copy_s: float = 0.0,
     ) -> Self:
         """From a timeline: `live_bytes[p]` is held from `start_s[p]` on; `beside_bytes` always."""
         bounds = [step_s * part / SAMPLES for part in range(SAMPLES + 1)]
@@ -43,7 +53,13 @@ class Rung:
             first = max(bisect_right(start_s, begin_s) - 1, 0)
             last = max(bisect_right(start_s, end_s) - 1, first)
             curve.append(max(live_bytes[first : last + 1]) + beside_bytes)
-        return cls(bytes=lease_bytes, step_s=step_s, curve=tuple(curve))
+        return cls(
+            bytes=lease_bytes,
+            step_s=step_s,
+            curve=tuple(curve),
+            copied_bytes=copied_bytes,
+            copy_s=copy_s,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +94,10 @@ class Profile:
 
     @classmethod
     def from_json(cls, value: Sequence[Mapping[str, Any]]) -> Self:
-        """Raises ValueError, KeyError or TypeError for what is none."""
-        rungs = (
-            Rung(bytes=rung["bytes"], step_s=rung["step_s"], curve=tuple(rung["curve"]))
-            for rung in value
-        )
+        """Raises ValueError, KeyError or TypeError for what is none. Profiles that were kept before
+        there was a word for copies have none.
+        """
+        rungs = (Rung(**{**rung, "curve": tuple(rung["curve"])}) for rung in value)
         return cls(rungs=tuple(rungs))
 
     def within(self, most_bytes: int) -> Profile:
@@ -99,9 +114,9 @@ class Profile:
         if ratio == 1:
             return self
         raised = (
-            Rung(
+            replace(
+                rung,
                 bytes=int(rung.bytes * ratio),
-                step_s=rung.step_s,
                 curve=tuple(int(held * ratio) for held in rung.curve),
             )
             for rung in self.rungs
@@ -111,6 +126,31 @@ class Profile:
     def speed(self, rung: int) -> float:
         """Of a step on that rung, over a step with all the memory it wants."""
         return self.rungs[0].step_s / self.rungs[rung].step_s
+
+    def predicted(self, size_bytes: int) -> Rung:
+        """Of a plan for so many bytes, at least the minimum: a job plans for the bytes that it has,
+        so between two rungs everything is in proportion.
+        """
+        number = self.rung_for(size_bytes)
+        lower = self.rungs[number]
+        if number == 0 or size_bytes <= lower.bytes:
+            return lower
+        upper = self.rungs[number - 1]
+        part = (size_bytes - lower.bytes) / (upper.bytes - lower.bytes)
+        return Rung(
+            bytes=size_bytes,
+            step_s=lower.step_s + part * (upper.step_s - lower.step_s),
+            curve=tuple(
+                int(low + part * (high - low))
+                for low, high in zip(lower.curve, upper.curve, strict=True)
+            ),
+            copied_bytes=int(lower.copied_bytes + part * (upper.copied_bytes - lower.copied_bytes)),
+            copy_s=lower.copy_s + part * (upper.copy_s - lower.copy_s),
+        )
+
+    def speed_with(self, size_bytes: int) -> float:
+        """Of a step with so many bytes, over a step with all the memory it wants."""
+        return self.rungs[0].step_s / self.predicted(size_bytes).step_s
 
     def rung_for(self, size_bytes: int) -> int:
         """The highest rung that so many bytes are enough for; the lowest where none is."""
@@ -127,15 +167,20 @@ def declared(size_bytes: int) -> Profile:
 
 def together(profiles: Sequence[Profile]) -> Profile:
     """Of a job whose steps are of several kinds, which all have to fit: nobody knows which comes
-    next, so its curves are flat, and its step takes the mean of theirs.
+    next, so its curves are flat, and its step takes and copies the mean of what theirs do.
     """
     if len(profiles) == 1:
         return profiles[0]
     least_bytes = max(profile.minimum_bytes for profile in profiles)
     sizes = {rung.bytes for profile in profiles for rung in profile.rungs}
-    rungs = (
-        Rung.flat(size, sum(p.rungs[p.rung_for(size)].step_s for p in profiles) / len(profiles))
-        for size in sorted(sizes, reverse=True)
-        if size >= least_bytes
-    )
+    rungs: list[Rung] = []
+    for size in sorted(sizes, reverse=True):
+        if size >= least_bytes:
+            theirs = [profile.rungs[profile.rung_for(size)] for profile in profiles]
+            mean = replace(
+                Rung.flat(size, sum(rung.step_s for rung in theirs) / len(theirs)),
+                copied_bytes=sum(rung.copied_bytes for rung in theirs) // len(theirs),
+                copy_s=sum(rung.copy_s for rung in theirs) / len(theirs),
+            )
+            rungs.append(mean)
     return Profile(rungs=tuple(rungs))

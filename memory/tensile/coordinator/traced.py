@@ -30,6 +30,8 @@ def traced(trace: Trace, costs: Costs) -> Profile:
                 start_s=timeline.start_s,
                 live_bytes=timeline.live_bytes,
                 beside_bytes=lease_bytes - most_bytes,
+                copied_bytes=timeline.copied_bytes,
+                copy_s=timeline.copy_s,
             )
         )
     return Profile(rungs=tuple(rungs))
