@@ -309,10 +309,12 @@ class Execution:
         for name in tuple(sent_away):
             if not self._residency.is_away((name,)):
                 sent_away.discard(name)
-            elif schedule.events_until(name) <= _SOON:
-                if self._pressure.room_bytes(rise_bytes + self._residency.bytes_of(name)) >= 0:
-                    self._residency.ask(name)
-                    sent_away.discard(name)
+                continue
+            needed_bytes = rise_bytes + self._residency.bytes_of(name)
+            is_soon = schedule.events_until(name) <= _SOON
+            if is_soon and self._pressure.room_bytes(needed_bytes) >= 0:
+                self._residency.ask(name)
+                sent_away.discard(name)
 
     def _slot(self, action: Action) -> Slot | None:
         kind, _, number = action.storage.partition(":")

@@ -1,7 +1,7 @@
 """A process that trains under a budget while its parent watches it: `python -m` with the folder,
-the budget in bytes (0 for none), the number of steps and, for a step that cannot be traced,
-`branching`, or for one that holds ever more beside its tensors, `crowded`. It says `ready` before it has any model,
-with its libraries loaded and warm, and waits for a line; then one line for each step.
+the budget in bytes (0 for none), the number of steps and a kind: `branching` is a step that cannot
+be traced, `crowded` one that holds ever more beside its tensors. It says `ready` before it has any
+model, with its libraries loaded and warm, and waits for a line; then one line for each step.
 """
 
 from __future__ import annotations
