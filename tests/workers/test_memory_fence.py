@@ -48,6 +48,7 @@ def used(launch: Launch) -> list[MemoryUsed]:
     return [report for report in reports if isinstance(report, MemoryUsed)]
 
 
+@pytest.mark.long
 def test_a_script_that_takes_more_than_it_declares_is_ended_and_its_neighbour_goes_on(
     tmp_path: Path,
 ) -> None:

@@ -7,6 +7,7 @@ hands it to its children and lets us make some. `man 7 cgroups`; kernel: admin-g
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from pathlib import Path
@@ -32,9 +33,10 @@ class Cgroup:
         folder = parent / name_of(attempt_id)
         try:
             folder.mkdir()
-            (folder / "memory.oom.group").write_text("1")  # an attempt without a part is none
         except OSError:
             return None
+        with contextlib.suppress(OSError):  # an attempt that lost a part of itself is none
+            (folder / "memory.oom.group").write_text("1")
         return cls(folder)
 
     def limit(self, limit_bytes: int) -> bool:
@@ -73,12 +75,11 @@ class Cgroup:
         while time.monotonic() < end_s:
             try:
                 os.rmdir(self._folder)
-            except FileNotFoundError:
-                return
-            except OSError:
-                time.sleep(0.01)  # the kernel tells nobody when the last process is out
-            else:
-                return
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    time.sleep(0.01)  # the kernel tells nobody when the last process is out
+                    continue
+            return
 
 
 def name_of(attempt_id: str) -> str:

@@ -23,7 +23,8 @@ from dovetail_workers.reports import MemoryUsed, Report, Started
 
 class Enclosure:
     """`on_overrun` hears a sentence, once, in a thread of the enclosure: the attempt is to be ended
-    then. `report` takes what the enclosure itself has to say.
+    then. `report` takes what the enclosure itself has to say. `make_group` gives an attempt a group
+    of its own, by its id.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class Enclosure:
         device_environment: Mapping[str, str],
         on_overrun: Callable[[str], None],
         report: Callable[[Report], None],
+        make_group: Callable[[str], Cgroup | None] = Cgroup.make,
     ) -> None:
-        self._launch, self._report = launch, report
+        self._launch, self._report, self._make_group = launch, report, make_group
         self._is_script = launch.spec["family"] is None
         self._is_cpu = launch.device.startswith("cpu:")
         self._limit = limit_of(launch, device_environment)
@@ -57,7 +59,7 @@ class Enclosure:
     def begin(self, pid: int) -> None:
         """The attempt's first process runs, and has not done anything yet."""
         if self._is_cpu and self.kind is not None:
-            group = Cgroup.make(self._launch.attempt_id)
+            group = self._make_group(self._launch.attempt_id)
             if group is not None and group.take(pid):
                 self._group = group
             elif group is not None:
@@ -94,7 +96,7 @@ class Enclosure:
         if killed or self._fence.is_broken:
             used = MemoryUsed(
                 peak_bytes=self._fence.peak_bytes,
-                budget_bytes=self._fence.limit_bytes,
+                budget_bytes=self._fence.limit_bytes or self._limit().bytes,
                 fence=self.kind,
             )
             self._report(used)

@@ -1,0 +1,104 @@
+"""What stands around an attempt: a control group where there is one, a watch, and their reports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dovetail_workers.cgroup import Cgroup
+from dovetail_workers.enclosure import Enclosure
+from dovetail_workers.launch import Launch
+from dovetail_workers.memory_limit import fenced_bytes
+from dovetail_workers.reports import MemoryUsed, Progress, Report
+from helpers.attempts import script_launch
+
+MIB = 2**20
+
+
+def family(folder: Path, *, memory: str | int, share: bool = False) -> Launch:
+    launch = script_launch(folder, "true", resources={"memory": memory})
+    spec = {**launch.spec, "script": None, "family": "swin", "memory": {"policy": "tensile"}}
+    return replace(launch, spec=spec, share=share)
+
+
+class Enclosed:
+    """An enclosure in a hierarchy of control groups that is a folder of files."""
+
+    def __init__(self, folder: Path, launch: Launch, *, grouped: bool = True) -> None:
+        self.folder = folder / "group"
+        self.told: list[Report] = []
+        self.ended: list[str] = []
+        make: Callable[[str], Cgroup | None] = self._make if grouped else lambda _: None
+        self.enclosure = Enclosure(launch, {}, self.ended.append, self.told.append, make)
+        self.enclosure.begin(os.getpid())
+
+    def _make(self, attempt_id: str) -> Cgroup:
+        self.folder.mkdir()
+        return Cgroup(self.folder)
+
+    def kept_to(self) -> int | None:
+        file = self.folder / "memory.max"
+        return int(file.read_text()) if file.exists() else None
+
+    def end(self, **files: str) -> str | None:
+        for name, text in files.items():
+            (self.folder / name.replace("_", ".", 1)).write_text(text)
+        self.told.clear()
+        return self.enclosure.end()
+
+
+def test_a_job_that_has_its_device_alone_is_kept_to_its_limit_by_the_kernel(
+    tmp_path: Path,
+) -> None:
+    enclosed = Enclosed(tmp_path, family(tmp_path, memory=100 * MIB))
+    assert enclosed.kept_to() is None  # what its bare process takes is not known yet
+    heard = enclosed.enclosure.heard(MemoryUsed(base_bytes=300 * MIB))
+    assert heard == MemoryUsed(base_bytes=300 * MIB, fence="cgroup")
+    assert enclosed.kept_to() == 300 * MIB + fenced_bytes(100 * MIB, 300 * MIB)
+    assert enclosed.enclosure.heard(Progress(step=1)) == Progress(step=1)
+    assert enclosed.end() is None
+    assert enclosed.told == []
+
+
+def test_who_was_ended_by_the_kernel_says_what_it_held(tmp_path: Path) -> None:
+    enclosed = Enclosed(tmp_path, script_launch(tmp_path, "true", resources={"memory": "100MiB"}))
+    assert enclosed.told == [MemoryUsed(budget_bytes=100 * MIB, fence="cgroup")]
+    assert enclosed.kept_to() == fenced_bytes(100 * MIB, None)
+    said = enclosed.end(memory_events="oom_kill 1\n", memory_peak=str(430 * MIB))
+    assert said == (
+        "out of memory: it held 430MiB with its libraries, and might hold 100MiB of the device "
+        "(resources.memory); write resources.memory: 430MiB or more"
+    )
+    (used,) = enclosed.told
+    assert isinstance(used, MemoryUsed)
+    assert (used.peak_bytes, used.budget_bytes) == (430 * MIB, 100 * MIB)
+
+
+def test_one_that_shares_is_kept_to_the_device_by_the_kernel_and_to_its_lease_by_the_watch(
+    tmp_path: Path,
+) -> None:
+    launch = family(tmp_path, memory="auto", share=True)
+    enclosed = Enclosed(tmp_path, launch)
+    heard = enclosed.enclosure.heard(MemoryUsed(base_bytes=MIB))
+    assert heard == MemoryUsed(base_bytes=MIB, fence="watched")
+    assert enclosed.kept_to() == MIB + fenced_bytes(launch.device_bytes, MIB)
+    enclosed.end()
+
+
+@pytest.mark.parametrize(
+    ("device", "memory", "kind"),
+    [("cpu:0", 100 * MIB, "watched"), ("cpu:0", "auto", None), ("cuda:0", "auto", None),
+     ("cuda:0", 100 * MIB, "cuda fraction")],
+)  # fmt: skip
+def test_without_groups_there_is_the_watch_and_on_cuda_the_allocator(
+    device: str, memory: str | int, kind: str | None, tmp_path: Path
+) -> None:
+    launch = replace(family(tmp_path, memory=memory), device=device)
+    enclosed = Enclosed(tmp_path, launch, grouped=False)
+    heard = enclosed.enclosure.heard(MemoryUsed(base_bytes=1))
+    assert heard == MemoryUsed(base_bytes=1, fence=kind)
+    assert enclosed.enclosure.end() is None
