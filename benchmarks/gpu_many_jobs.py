@@ -23,10 +23,11 @@ from pathlib import Path
 
 from device_arms import Arm, Job, Run, ratios, run
 from environment import describe, interval
-from many_jobs import JOBS, MIB, SERIAL, SHARE
+from many_jobs import JOBS, MIB, SHARE
 from trainee import Trainee
 
 DEVICE = "cuda:0"
+SERIAL = "serial"
 
 
 class DeviceBytes:

@@ -10,7 +10,7 @@ import pytest
 from throttled_copies import SharedChannel
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SLOW_BYTES_PER_S = 40e6
+SLOW_BYTES_PER_S = 50e6
 
 TRAINING = """
 import json, sys, time
@@ -31,7 +31,7 @@ def trained(budget):
     layers = [layer for _ in range(20) for layer in (nn.Linear(256, 256), nn.Tanh())]
     model = nn.Sequential(*layers)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    batch = torch.randn(2048, 256)
+    batch = torch.randn(1024, 256)
     def step(batch):
         optimizer.zero_grad()
         loss = model(batch).square().mean()
