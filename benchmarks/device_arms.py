@@ -162,6 +162,7 @@ def _train(arm: Arm, trainees: Sequence[Trainee]) -> None:
         follower.start()
         if arm.one_by_one:
             follower.join()
+            trainee.process.wait()  # its bytes are there until then
     for follower in followers:
         follower.join()
 

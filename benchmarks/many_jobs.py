@@ -227,6 +227,8 @@ def draw(runs: Mapping[str, Sequence[Run]], device_bytes: int, file: Path) -> No
     columns = 2
     figure = Figure(figsize=(11, 2.1 * ((len(runs) + 1) // columns)), layout="constrained")
     every = figure.subplots((len(runs) + 1) // columns, columns, sharey=True)
+    for axes in every.flat:
+        axes.set_axis_off()  # one may stay empty
     longest_s = max(measured[-1].makespan_s for measured in runs.values())
     order = sorted(runs, key=lambda label: label.endswith("throttled"))
     for axes, label in zip(every.T.flat, order, strict=False):
@@ -234,6 +236,7 @@ def draw(runs: Mapping[str, Sequence[Run]], device_bytes: int, file: Path) -> No
         names = list(last.found)
         times_s = [moment.at_s - last.begin_s for moment in last.moments]
         held = [[m.resident_bytes[name] / MIB for m in last.moments] for name in names]
+        axes.set_axis_on()
         axes.stackplot(times_s, *held, labels=names)
         axes.axhline(device_bytes / MIB, color="black", ls="--", lw=0.8)
         axes.set_title(f"{label}: {last.makespan_s:.0f} s", fontsize=9, loc="left")
