@@ -35,3 +35,9 @@ def spread(values: Sequence[float], unit: str) -> str:
         f"{statistics.median(values):.3f} {unit} "
         f"({min(values):.3f} to {max(values):.3f}, n={len(values)})"
     )
+
+
+def interval(values: Sequence[float], form: str = ".2f") -> str:
+    """`median (least–most)`, for a table."""
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:{form}} ({low:{form}}–{high:{form}})"

@@ -17,17 +17,17 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from environment import describe, spread
+from trainee import Trainee
 
 FIRST = 4  # steps before the clock starts
 LOOK_S, AT_ONCE_S = 0.004, 0.01
@@ -104,42 +104,12 @@ def train_here(arm: str, steps: int) -> None:
     sys.stdin.readline()
 
 
-@dataclass
-class Job:
-    process: subprocess.Popen[str]
-    base_bytes: int = 0
-    peak_bytes: int = 0
-    begun: bool = False
-    found: dict[str, Any] = field(default_factory=dict)
-
-    def follow(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line == "begun\n":
-                self.begun = True
-            else:
-                self.found = json.loads(line)
-                return
-
-    def tell(self) -> None:
-        assert self.process.stdin is not None
-        print(file=self.process.stdin, flush=True)
-
-
-def held_bytes(job: Job) -> int:
-    from tensile import resident
-
-    measured = resident.measure(job.process.pid)
-    return 0 if measured is None else measured.total_bytes - job.base_bytes
-
-
 def pair(arm: str, steps: int, socket: Path) -> dict[str, Any]:
     """Both at once; all figures of that run."""
-    jobs = [Job(_child(arm, steps, socket, name)) for name in ("a", "b")]
+    jobs = [_child(arm, steps, socket, name) for name in ("a", "b")]
+    peaks_bytes = [0, 0]
     for job in jobs:
-        assert job.process.stdout is not None
-        assert job.process.stdout.readline() == "ready\n"
-        job.base_bytes = held_bytes(job)
+        job.get_ready()
     followers = [threading.Thread(target=job.follow) for job in jobs]
     for job, follower in zip(jobs, followers, strict=True):
         job.tell()
@@ -147,11 +117,10 @@ def pair(arm: str, steps: int, socket: Path) -> dict[str, Any]:
     sum_bytes = 0
     while not any(job.found for job in jobs):
         begin_s = time.monotonic()
-        held = [held_bytes(job) for job in jobs]
+        held = [job.held_bytes() for job in jobs]
         if time.monotonic() - begin_s < AT_ONCE_S and all(job.begun for job in jobs):
             sum_bytes = max(sum_bytes, sum(held))
-            for job, size_bytes in zip(jobs, held, strict=True):
-                job.peak_bytes = max(job.peak_bytes, size_bytes)
+            peaks_bytes = list(map(max, peaks_bytes, held))
         time.sleep(LOOK_S)
     for follower in followers:
         follower.join()
@@ -161,7 +130,7 @@ def pair(arm: str, steps: int, socket: Path) -> dict[str, Any]:
         sys.exit("two equal jobs did not find the same")
     return {
         "sum_bytes": sum_bytes,
-        "peak_bytes": sum(job.peak_bytes for job in jobs),
+        "peak_bytes": sum(peaks_bytes),
         "losses": jobs[0].found["losses"],
         **{
             key: statistics.mean(job.found[key] for job in jobs)
@@ -175,15 +144,11 @@ def part(shared: dict[str, Any], plain: dict[str, Any]) -> float:
     return float(shared["sum_bytes"] / plain["peak_bytes"])
 
 
-def _child(arm: str, steps: int, socket: Path, name: str) -> subprocess.Popen[str]:
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    shared = {"TENSILE_BROKER": str(socket), "TENSILE_JOB": name}
-    return subprocess.Popen(
-        [sys.executable, __file__, "--child", arm, "--steps", str(steps)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **threads, **shared},
+def _child(arm: str, steps: int, socket: Path, name: str) -> Trainee:
+    return Trainee.started(
+        [__file__, "--child", arm, "--steps", str(steps)],
+        threads=1,
+        environment={"TENSILE_BROKER": str(socket), "TENSILE_JOB": name},
     )
 
 

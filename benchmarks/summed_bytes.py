@@ -1,10 +1,10 @@
-"""What the processes of several attempts hold together, sampled from outside while a block runs."""
+"""What the processes of several jobs hold together, sampled from outside while a block runs."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -18,17 +18,37 @@ LOOK_EVERY_S = 0.5  # for processes that are new
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """Resident bytes of each attempt (`<job>.<n>`) at a time of the monotonic clock."""
+    """Resident bytes of each job at a time of the monotonic clock."""
 
     at_s: float
     resident_bytes: Mapping[str, int]
 
 
-class SummedBytes:
-    """Samples every attempt of this machine, by the operating system's count."""
+class AttemptBytes:
+    """What every attempt (`<job>.<n>`) of this machine holds now, by the system's count."""
 
     def __init__(self) -> None:
+        self._pids: dict[str, list[int]] = {}
+        self._looked_s = -LOOK_EVERY_S
+
+    def __call__(self) -> dict[str, int]:
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= LOOK_EVERY_S:
+            self._pids, self._looked_s = pids_by_attempt(), now_s
+        return {
+            attempt_id: sum(found.total_bytes for pid in mine if (found := resident.measure(pid)))
+            for attempt_id, mine in self._pids.items()
+        }
+
+
+class SummedBytes:
+    """Samples what `look` answers, by name: every attempt of this machine, if nothing else is
+    asked for.
+    """
+
+    def __init__(self, look: Callable[[], Mapping[str, int]] | None = None) -> None:
         self.moments: list[Moment] = []
+        self._look = look or AttemptBytes()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="samples")
 
@@ -58,16 +78,6 @@ class SummedBytes:
         return max(sums, default=0)
 
     def _run(self) -> None:
-        pids: dict[str, list[int]] = {}
-        looked_s = -LOOK_EVERY_S
         while not self._over.wait(EVERY_S):
             now_s = time.monotonic()
-            if now_s - looked_s >= LOOK_EVERY_S:
-                pids, looked_s = pids_by_attempt(), now_s
-            held = {
-                attempt_id: sum(
-                    found.total_bytes for pid in mine if (found := resident.measure(pid))
-                )
-                for attempt_id, mine in pids.items()
-            }
-            self.moments.append(Moment(at_s=now_s, resident_bytes=held))
+            self.moments.append(Moment(at_s=now_s, resident_bytes=self._look()))
