@@ -212,9 +212,9 @@ class Tenancy:
     def _why(self) -> str:
         with suppress(OSError):
             for share in look(self._membership.path):
-                if share.job == self._membership.job:
+                if share.job == self._membership.job and share.message:
                     return share.message
-            return "waits for its device"
+            return "waits for its device"  # it was let in meanwhile
         return f"waits for the broker at {self._membership.path}, which does not answer"
 
     def _say(self, sentence: str) -> None:

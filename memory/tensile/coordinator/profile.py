@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -116,8 +117,8 @@ class Profile:
         raised = (
             replace(
                 rung,
-                bytes=int(rung.bytes * ratio),
-                curve=tuple(int(held * ratio) for held in rung.curve),
+                bytes=math.ceil(rung.bytes * ratio),
+                curve=tuple(math.ceil(held * ratio) for held in rung.curve),
             )
             for rung in self.rungs
         )

@@ -103,13 +103,10 @@ def join(
 
 
 def predict(tenants: Sequence[Tenant], node: NodeView, device: DeviceView) -> Together | None:
-    """None where one has no profile, or not even their minima fit. Among equal jobs the order by
-    name decides, whoever came first: what was admitted is not predicted anew to be slower.
-    """
-    by_name = sorted(range(len(tenants)), key=lambda i: tenants[i].job)
+    """None where one has no profile, or not even their minima fit."""
     members = []
-    for number, i in enumerate(by_name):
-        sharing = tenants[i].sharing
+    for number, tenant in enumerate(tenants):
+        sharing = tenant.sharing
         if sharing.profile is None:
             return None
         members.append(
@@ -120,11 +117,9 @@ def predict(tenants: Sequence[Tenant], node: NodeView, device: DeviceView) -> To
                 priority=sharing.priority,
             )
         )
-    found = _speeds(tuple(members), device.bytes)
-    if found is None:
+    speeds = _speeds(tuple(members), device.bytes)
+    if speeds is None:
         return None
-    of = dict(zip(by_name, found, strict=True))
-    speeds = tuple(of[i] for i in range(len(tenants)))
     wanted = sum(
         speed * _busy(tenant, node, device) for speed, tenant in zip(speeds, tenants, strict=True)
     )

@@ -5,7 +5,6 @@ Nothing of it is stored: after a restart it is asked for again, and the kept for
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from dovetail.scheduler.view import Sharing
 from dovetail_jobs.spec import JobSpec
 from dovetail_jobs.units import format_bytes
-from tensile.coordinator import Profile, Rung, declared
+from tensile.coordinator import Profile, declared
 
 WORTH_SAYING = 1.1  # times what was foreseen: less is within what a forecast can miss by
 Provenance = Literal["traced", "measured", "declared"]
@@ -63,7 +62,7 @@ def corrected(found: Foreseen, measured_bytes: int | None) -> Foreseen:
     return replace(
         found,
         peak_bytes=measured_bytes,
-        profile=None if profile is None else scaled(profile, measured_bytes / expected_bytes),
+        profile=None if profile is None else profile.times(measured_bytes / expected_bytes),
         provenance="measured",
         traced_bytes=expected_bytes,
     )
@@ -165,20 +164,6 @@ def capped(profile: Profile, cap_bytes: int) -> Profile:
     """Of a job that is kept to so many bytes. Its speed counts from the best that they allow."""
     rungs = [rung for rung in profile.rungs if rung.bytes <= cap_bytes]
     return Profile(rungs=tuple(rungs or profile.rungs[-1:]))
-
-
-def scaled(profile: Profile, factor: float) -> Profile:
-    """Of a job that takes so many times the memory that was foreseen."""
-    return Profile(
-        rungs=tuple(
-            Rung(
-                bytes=math.ceil(rung.bytes * factor),
-                step_s=rung.step_s,
-                curve=tuple(math.ceil(held * factor) for held in rung.curve),
-            )
-            for rung in profile.rungs
-        )
-    )
 
 
 def _alone(spec: JobSpec, found: Foreseen | None) -> str | None:
