@@ -211,3 +211,75 @@ def test_a_broker_that_stopped_answering_is_waited_for_once(place: Path) -> None
                 asked = [decode(next(lines))[0] for _ in range(22)]
                 connection.sendall(encode(Granted(job="a", lease_bytes=900), asked[-1]))
                 until("its answer", lambda: lease.lease_bytes == 900)
+
+
+# who stands in for a process
+
+
+def test_a_place_is_held_until_the_job_itself_comes_and_again_after_it_has_left(
+    broker: Broker, place: Path
+) -> None:
+    with Lease(place, Member(job="a", profile=declared(300)), stands_in=True) as stand_in:
+        assert stand_in.join(10)
+        with Lease(place, member("b")) as other:
+            assert other.join(10)
+            until("the rest", lambda: other.lease_bytes == DEVICE - 300)
+            with Lease(place, member("a")) as itself:
+                assert itself.join(10)
+                until("the place", lambda: itself.lease_bytes == 300)
+                until("a fair cap", lambda: other.cap_bytes == itself.cap_bytes == DEVICE // 2)
+                other.give_back(other.cap_bytes)
+                until("its half", lambda: itself.lease_bytes == DEVICE // 2)
+            until("the place again", lambda: other.cap_bytes == DEVICE - 300)
+            until("the rest again", lambda: other.lease_bytes == DEVICE - 300)
+            stand_in.close()
+            until("all that it wants", lambda: other.lease_bytes == 900)
+
+
+def test_a_job_that_needs_more_than_was_held_for_it_waits_like_others(
+    broker: Broker, place: Path
+) -> None:
+    with (
+        Lease(place, Member(job="b", profile=declared(600))) as other,
+        Lease(place, Member(job="a", profile=declared(300)), stands_in=True) as stand_in,
+    ):
+        assert other.join(10)
+        assert stand_in.join(10)
+        with Lease(place, member("a", minimum=500)) as itself:
+            assert not itself.join(NEVER_S)
+            other.close()
+            assert itself.join(10)
+            stand_in.close()
+            until("all that it wants", lambda: itself.lease_bytes == 900)
+            assert [share.job for share in look(place)] == ["a"]
+
+
+def test_nobody_stands_in_for_a_job_twice_nor_takes_its_place(broker: Broker, place: Path) -> None:
+    held = Member(job="a", profile=declared(300))
+    with Lease(place, held, stands_in=True) as first:
+        assert first.join(10)
+        with Lease(place, held, stands_in=True) as second, pytest.raises(LeaseRefused):
+            second.join(10)
+        with Lease(place, held) as itself:
+            assert itself.join(10)
+            with Lease(place, held) as double, pytest.raises(LeaseRefused):
+                double.join(10)
+            assert [share.lease_bytes for share in look(place)] == [300]
+
+
+@pytest.mark.parametrize("first", ["the job", "who stands in"])
+def test_a_new_broker_learns_of_both_in_any_order(first: str, place: Path) -> None:
+    job = Member(job="a", profile=member("a").profile)
+    held = Member(job="a", profile=declared(300))
+    with Broker(place, DEVICE, resumes=True) as broker:
+        leases = {
+            "the job": lambda: Lease(place, job, holds_bytes=700),
+            "who stands in": lambda: Lease(place, held, holds_bytes=300, stands_in=True),
+        }
+        second = next(name for name in leases if name != first)
+        with leases[first]():
+            until("the first", lambda: len(broker.shares()) == 1)
+            with leases[second]() as later:
+                until("the connection", lambda: later.is_connected)
+                until("what the job holds", lambda: broker.shares()[0].lease_bytes == 700)
+                assert len(broker.shares()) == 1

@@ -5,11 +5,13 @@ and how it ended on stderr.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
 from pathlib import Path
 
+from dovetail_workers import shared_device
 from dovetail_workers.fence import Fenced
 from dovetail_workers.launch import Launch
 from dovetail_workers.storage.protocol import StorageError
@@ -20,7 +22,9 @@ GRACE_S = 2.0
 
 def main() -> int:
     launch = Launch.from_json(json.loads(Path(sys.argv[1]).read_text()))
-    supervisor = Supervisor(launch, on_news=lambda: None)
+    supervisor = Supervisor(
+        launch, on_news=lambda: None, device_environment=shared_device.inherited(os.environ)
+    )
     signal.signal(
         signal.SIGTERM,
         lambda *_: threading.Thread(target=supervisor.stop, args=(GRACE_S,)).start(),

@@ -19,6 +19,7 @@ from dovetail_workers.launch import Launch
 from dovetail_workers.memory_fence import MemoryFence
 from dovetail_workers.memory_limit import fenced_bytes, limit_of
 from dovetail_workers.reports import MemoryUsed, Report, Started
+from dovetail_workers.stand_in import StandIn
 
 
 class Enclosure:
@@ -42,6 +43,9 @@ class Enclosure:
         self._fence = MemoryFence(self._limit, on_overrun, awaits_base=not self._is_script)
         threads = max(1, int(launch.spec["resources"]["cpus"]))
         self._busyness = Busyness(threads, report)
+        self._stand_in: StandIn | None = None
+        if self._is_script and "TENSILE_BROKER" in device_environment:
+            self._stand_in = StandIn(launch, device_environment)
         self._group: Cgroup | None = None
         self._watch: AttemptWatch | None = None
 
@@ -55,6 +59,12 @@ class Enclosure:
         if self._limit().bytes is None:
             return None
         return "watched" if self._group is None else "cgroup"
+
+    def let_in(self, say: Callable[[str], None], is_over: Callable[[], bool]) -> bool:
+        """Before the first process: wait until the device has room for what a script declares, and
+        say so; False if all `is_over` by then. Raises UserError where it never will have.
+        """
+        return self._stand_in is None or self._stand_in.join(say, is_over)
 
     def begin(self, pid: int) -> None:
         """The attempt's first process runs, and has not done anything yet."""
@@ -101,6 +111,11 @@ class Enclosure:
             )
             self._report(used)
         return self._fence.overrun(self._limit()) if killed else None
+
+    def leave(self) -> None:
+        """Nothing of the attempt is on the device any more, however it ended."""
+        if self._stand_in is not None:
+            self._stand_in.close()
 
     def _confine(self, base_bytes: int | None) -> None:
         """A lease may grow at any moment, so the group of one that shares ends at the device."""

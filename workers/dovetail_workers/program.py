@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.spec import JobSpec
-from dovetail_workers import cuda_fence
+from dovetail_workers import cuda_fence, shared_device
 from dovetail_workers.launch import Launch
 from dovetail_workers.process_tree import ATTEMPT_VARIABLE
 
@@ -21,7 +21,7 @@ _SHELL_SYNTAX = set("|&;<>()$`\"'\\\n*?[]{}~#")
 # A Dovetail that was started inside a job does not share that job's device.
 _NOT_INHERITED = (
     "RAY_", "PYTHONPATH", "DOVETAIL_DATABASE", "DOVETAIL_TOKEN", "DOVETAIL_URL",
-    "TENSILE_BROKER", "TENSILE_JOB", "TENSILE_WEIGHT", "TENSILE_PRIORITY",
+    *shared_device.VARIABLES,
 )  # fmt: skip
 
 

@@ -10,13 +10,14 @@ import contextlib
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dovetail_workers.launch import Launch
 
 LONGEST_PATH_BYTES = 107  # of a Unix socket, without the zero at its end
+VARIABLES = ("TENSILE_BROKER", "TENSILE_JOB", "TENSILE_WEIGHT", "TENSILE_PRIORITY")
 _NODE_DIGITS = 12  # of a node's id: enough to tell apart those of one machine
 
 
@@ -72,13 +73,15 @@ def _folders() -> tuple[Path, Path]:
     return Path(tempfile.gettempdir(), name), Path("/tmp", name)
 
 
+def inherited(given: Mapping[str, str]) -> dict[str, str]:
+    """The same for an attempt that is started by hand, from the environment of whoever does."""
+    return {name: given[name] for name in VARIABLES if name in given}
+
+
 def environment(launch: Launch, node_id: str) -> dict[str, str]:
     """By which the training process joins the broker; nothing for one that has a device alone."""
     if not launch.share:
         return {}
-    return {
-        "TENSILE_BROKER": str(socket_path(node_id, launch.device)),
-        "TENSILE_JOB": launch.attempt_id,
-        "TENSILE_WEIGHT": str(launch.weight),
-        "TENSILE_PRIORITY": str(launch.priority),
-    }
+    broker = str(socket_path(node_id, launch.device))
+    values = (broker, launch.attempt_id, str(launch.weight), str(launch.priority))
+    return dict(zip(VARIABLES, values, strict=True))

@@ -133,6 +133,7 @@ class Supervisor:
         finally:
             watch.close()
             process_tree.kill_descendants()
+            self._enclosure.leave()
             shutil.rmtree(scratch, ignore_errors=True)
         if self._fenced is not None:
             raise Fenced(self._fenced)
@@ -230,6 +231,8 @@ class Supervisor:
         """Start the training process and wait for it and for all that it started; its exit code,
         negative for a signal.
         """
+        if not self._enclosure.let_in(log.say, self._is_over):
+            return -signal.SIGTERM
         with self._lock:
             if self._stopping.is_set():
                 return -signal.SIGTERM
@@ -277,6 +280,9 @@ class Supervisor:
         pump.join()
         process.stdout.close()
         return exit_code
+
+    def _is_over(self) -> bool:
+        return self._stopping.is_set() or self._fenced is not None
 
     def _end_hung(self) -> None:
         """Nothing moved for `progress_timeout`: a process that hangs answers no SIGTERM either."""

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -52,6 +52,7 @@ class _Connection:
     to_send: bytearray = field(default_factory=bytearray)
     job: str | None = None
     heard: int = 0  # the number of its last word
+    stands_in: Joined | None = None  # what it said, if it stands in for a job
 
 
 class Broker:
@@ -75,6 +76,7 @@ class Broker:
         self._coordinator = Coordinator(device_bytes, opens_at_s)
         self._guard = threading.Lock()
         self._jobs: dict[str, _Connection] = {}
+        self._aside: dict[str, _Connection] = {}  # that stood in, while the job itself is here
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="broker", daemon=True)
         self._lock_descriptor = -1
@@ -194,14 +196,14 @@ class Broker:
                     self._send(connection, share)
                 return False  # who only looks has seen all
             case Joined():
-                name = message.member.job
-                if connection.job not in (None, name) or self._jobs.get(name, connection) is not (
-                    connection
-                ):
+                if not self._is_welcome(connection, message):
+                    name = message.member.job
                     self._send(connection, Refused(job=name, reason=f"{name} is here already"))
                     return False
-                connection.job = name
-                self._jobs[name] = connection
+                if self._aside.get(message.member.job) is connection:
+                    return True
+            case _ if connection.job is not None and self._jobs[connection.job] is not connection:
+                return True  # the job speaks for itself now
             case Drifted() if message.member.job == connection.job:
                 pass
             case Wanted() | Returned() | Beginning() if message.job == connection.job:
@@ -211,13 +213,50 @@ class Broker:
         self._handle(message)
         return True
 
+    def _is_welcome(self, connection: _Connection, message: Joined) -> bool:
+        """Whether it may speak for that job from here on. Who stands in steps aside for the job
+        itself, with what is leased to it, unless that is too little to be let in with.
+        """
+        name = message.member.job
+        if connection.job not in (None, name):
+            return False
+        there = self._jobs.get(name, connection)
+        if there is not connection and message.stands_in:
+            if there.stands_in is not None or name in self._aside:
+                return False
+            connection.job, connection.stands_in = name, message
+            self._aside[name] = connection
+            return True
+        if there is not connection:
+            if there.stands_in is None:
+                return False
+            self._aside[name] = there
+            if there.stands_in.member.profile.minimum_bytes < message.member.profile.minimum_bytes:
+                self._handle(Left(job=name))
+        connection.job = name
+        connection.stands_in = message if message.stands_in else None
+        self._jobs[name] = connection
+        return True
+
     def _drop(self, connection: _Connection) -> None:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(connection.socket)
         connection.socket.close()
-        if connection.job is not None:
-            del self._jobs[connection.job]
-            self._handle(Left(job=connection.job))
+        name = connection.job
+        if name is None:
+            return
+        if self._aside.get(name) is connection:
+            del self._aside[name]
+            return
+        del self._jobs[name]
+        back = self._aside.pop(name, None)
+        if back is None or back.stands_in is None:
+            self._handle(Left(job=name))
+            return
+        self._jobs[name] = back
+        held_bytes = back.stands_in.member.profile.minimum_bytes
+        self._handle(replace(back.stands_in, holds_bytes=held_bytes))
+        self._handle(Returned(job=name, lease_bytes=held_bytes))  # the rest was the job's own
 
     def _handle(self, event: Event) -> None:
         with self._guard:

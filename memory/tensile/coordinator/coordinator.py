@@ -146,7 +146,7 @@ class Coordinator:
         job = _Job(member=member, heard_s=now_s)
         self._waiting.pop(member.job, None)
         before = self._admitted.pop(member.job, None)
-        held_bytes = event.holds_bytes if before is None else before.lease_bytes
+        held_bytes = max(event.holds_bytes, 0 if before is None else before.lease_bytes)
         if held_bytes > 0 and self.free_bytes > 0:
             # One that comes back late may find less than it holds: it gives up what is over.
             job.lease_bytes = min(held_bytes, self.free_bytes)

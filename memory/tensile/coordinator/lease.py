@@ -49,15 +49,18 @@ class Lease:
     """`lease_bytes` may be held now, `cap_bytes` is what to plan for. Where steps are interlocked,
     the one is asked for up to the other within a step, and given back down to `keeps_bytes`, which
     is None elsewhere. `copy_share` and `yields` are what the broker said of the channel and the
-    processors (`Target`). Any thread may call.
+    processors (`Target`). With `stands_in` it is held for another process, until that has one of
+    its own by the same name. Any thread may call.
     """
 
-    def __init__(self, path: Path, member: Member, *, holds_bytes: int = 0) -> None:
+    def __init__(
+        self, path: Path, member: Member, *, holds_bytes: int = 0, stands_in: bool = False
+    ) -> None:
         self.lease_bytes, self.cap_bytes = holds_bytes, member.profile.peak_bytes
         self.keeps_bytes: int | None = None
         self.copy_share: float | None = None
         self.yields = False
-        self._path, self._member = path, member
+        self._path, self._member, self._stands_in = path, member, stands_in
         self._news = threading.Condition()
         self._socket: socket.socket | None = None
         self._number = self._returned_at = self._asked = self._heard = 0
@@ -200,7 +203,9 @@ class Lease:
                 return None
             self._socket = connection
             held_bytes = self.lease_bytes if self._admitted else 0
-            self._returned_at = self._say(Joined(member=self._member, holds_bytes=held_bytes))
+            self._returned_at = self._say(
+                Joined(member=self._member, holds_bytes=held_bytes, stands_in=self._stands_in)
+            )
         return connection
 
     def _listen(self, connection: socket.socket) -> None:

@@ -10,11 +10,13 @@ from tensile.coordinator.apportion import Member
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
     """A job wants on the device; or, with `holds_bytes`, is on it since before this coordinator
-    began, and holds so much.
+    began, and holds so much. One that `stands_in` holds the place of a process of that name, until
+    that joins itself and again after it has left.
     """
 
     member: Member
     holds_bytes: int = 0
+    stands_in: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,99 @@
+"""What a script declares is leased to it on a shared device before it starts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dovetail_jobs.errors import UserError
+from dovetail_workers.launch import Launch
+from dovetail_workers.stand_in import StandIn
+from helpers.attempts import ended, log_text, script_launch, start, wait_for
+from tensile.coordinator import Member, declared
+from tensile.coordinator.broker import Broker
+from tensile.coordinator.lease import Lease
+
+MIB = 2**20
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="dt-") as folder:  # a socket's path has 107 bytes
+        yield Path(folder, "broker.sock")
+
+
+@pytest.fixture
+def broker(place: Path) -> Iterator[Broker]:
+    with Broker(place, 100 * MIB) as broker:
+        yield broker
+
+
+def leased(broker: Broker) -> dict[str, int]:
+    return {share.job: share.lease_bytes // MIB for share in broker.shares() if share.admitted}
+
+
+def script(folder: Path, text: str = "true", memory: str = "60MiB") -> Launch:
+    return replace(script_launch(folder, text, resources={"memory": memory}), share=True)
+
+
+def stand_in(launch: Launch, place: Path) -> StandIn:
+    return StandIn(launch, {"TENSILE_BROKER": str(place)})
+
+
+def test_what_is_declared_is_leased_until_the_attempt_is_over(
+    broker: Broker, place: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    place_holder = stand_in(script(tmp_path), place)
+    assert place_holder.join(said.append, lambda: False)
+    assert leased(broker) == {"abc123.1": 60}
+    place_holder.close()
+    wait_for("its bytes back", lambda: leased(broker) == {})
+    assert said == []
+
+
+def test_an_attempt_that_is_over_waits_no_longer(
+    broker: Broker, place: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    with Lease(place, Member(job="other", profile=declared(50 * MIB))) as other:
+        assert other.join(10)
+        place_holder = stand_in(script(tmp_path), place)
+        assert not place_holder.join(said.append, lambda: bool(said))
+        place_holder.close()
+    assert said == ["waits until cpu:0 has 60MiB free for it"]
+
+
+def test_what_the_device_will_never_have_is_refused(
+    broker: Broker, place: Path, tmp_path: Path
+) -> None:
+    place_holder = stand_in(script(tmp_path, memory="200MiB"), place)
+    with pytest.raises(
+        UserError, match=r"resources\.memory: the least .* the device has 100\.0 MiB"
+    ):
+        place_holder.join(print, lambda: False)
+    place_holder.close()
+
+
+@pytest.mark.long
+def test_a_script_starts_when_its_bytes_are_free_and_gives_them_back_at_its_end(
+    broker: Broker, place: Path, tmp_path: Path
+) -> None:
+    go_on = tmp_path / "go-on"
+    launch = script(tmp_path, f"echo runs; while [ ! -e {go_on} ]; do sleep 0.02; done")
+    with Lease(place, Member(job="other", profile=declared(50 * MIB))) as other:
+        assert other.join(10)
+        process = start(launch, tmp_path / "attempt", TENSILE_BROKER=str(place))
+        wait_for("a word", lambda: "waits until cpu:0 has 60MiB" in log_text(launch))
+        assert leased(broker) == {"other": 50}
+        assert "runs" not in log_text(launch)
+    wait_for("its start", lambda: "runs" in log_text(launch))
+    assert leased(broker) == {"abc123.1": 60}
+    go_on.touch()
+    process.wait(30)
+    assert ended(launch).outcome == "succeeded"
+    assert leased(broker) == {}
