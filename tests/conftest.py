@@ -1,6 +1,19 @@
-"""Properties are proved on the same examples each time, however busy the machine is."""
+"""What tests of every part share: properties are proved on the same examples each time, however
+busy the machine is, and a broker's socket has a place whose path is short enough.
+"""
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("dovetail", deadline=None, derandomize=True, database=None)
 settings.load_profile("dovetail")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="dt-") as folder:  # a socket's path has 107 bytes
+        yield Path(folder, "broker.sock")

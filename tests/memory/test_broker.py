@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,12 +27,6 @@ NEVER_S = 0.2
 def member(name: str, peak: int = 900, minimum: int = 300) -> Member:
     rungs = (Rung.flat(peak, 1.0), Rung.flat(minimum, 2.0))
     return Member(job=name, profile=Profile(rungs=rungs))
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="dt-") as folder:  # a socket's path has 107 bytes
-        yield Path(folder, "broker.sock")
 
 
 @pytest.fixture

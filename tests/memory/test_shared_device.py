@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,12 +23,6 @@ from tensile.coordinator.profile import Rung
 from tensile.membership import from_environment
 
 DEVICE_BYTES = 40 * 2**20
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="dt-") as folder:  # a socket's path has 107 bytes
-        yield Path(folder, "broker.sock")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,6 @@ from tensile.coordinator.broker import Broker
 from tensile.coordinator.lease import Lease
 
 MIB = 2**20
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="dt-") as folder:  # a socket's path has 107 bytes
-        yield Path(folder, "broker.sock")
 
 
 @pytest.fixture
