@@ -47,10 +47,11 @@ def test_it_is_ended_and_comes_back_with_a_device_of_its_own(
     )
     assert "since it ran out of memory before" in waiting["message"]
     assert waiting["memory"]["peak_bytes"] > 400 * 2**20
-    (device,) = own.json("devices")
-    assert [(job["job"], job["fence"]) for job in device["jobs"]] == [
-        (neighbour, waiting["memory"]["fence"])
-    ]
+    fences = {neighbour: waiting["memory"]["fence"]}
+    wait_for(
+        "figures of the neighbour alone",  # they are taken once a second
+        lambda: {j["job"]: j["fence"] for j in own.json("devices")[0]["jobs"]} == fences,
+    )
     still = own.json("show", neighbour)
     assert (still["state"], len(still["attempts"])) == ("RUNNING", 1)
     own.run("cancel", neighbour, "--wait")
