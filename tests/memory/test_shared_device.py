@@ -131,18 +131,19 @@ def test_sessions_outlive_their_broker_and_keep_to_what_they_hold(
     place: Path, tmp_path: Path
 ) -> None:
     training = perceptron()
-    with Broker(place, DEVICE_BYTES):
+    with Broker(place, DEVICE_BYTES) as first:
         session = member_of(training, place, tmp_path, budget="3MiB")
         session.prepare(training.step, training.batches[0], costs=COSTS)
         steps(session, training, 1)
+        held_bytes = lease_bytes(first)  # more, where this process took more than was foreseen
     with session:
-        session.set_budget("4MiB")
-        assert steps(session, training, 2) == 3 * 2**20
+        session.set_budget(held_bytes + 2**20)
+        assert steps(session, training, 2) == held_bytes
         with Broker(place, DEVICE_BYTES, resumes=True) as second:
             wait_for("its return", second.shares)
-            assert lease_bytes(second) >= 3 * 2**20
-            wait_for("more of it", lambda: lease_bytes(second) == 4 * 2**20)
-            reach(session, training, 4 * 2**20)
+            assert lease_bytes(second) >= held_bytes
+            reach(session, training, held_bytes + 2**20)
+            assert lease_bytes(second) >= held_bytes + 2**20
 
 
 def test_a_step_that_holds_more_than_its_plan_knows_is_given_more_and_its_neighbour_no_less(
