@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,13 +64,15 @@ def top(as_json: AsJson = False) -> None:
         rows = table_lines(_HEADER, _rows(client.devices()))
         return Text("\n".join(rows), no_wrap=True, overflow="ellipsis")
 
+    ctrl_c = {signal.SIGINT}
+    # waited for, not raised: an exception may come up where nobody passes it on, as in a destructor
+    signal.pthread_sigmask(signal.SIG_BLOCK, ctrl_c)
     try:
         with Live(lines(), console=Console(), auto_refresh=False) as live:
-            while True:
-                time.sleep(EVERY_S)
+            while signal.sigtimedwait(ctrl_c, EVERY_S) is None:
                 live.update(lines(), refresh=True)
-    except KeyboardInterrupt:
-        return
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ctrl_c)
 
 
 def _server() -> Client:
