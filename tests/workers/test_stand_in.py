@@ -34,7 +34,17 @@ def script(folder: Path, text: str = "true", memory: str = "60MiB") -> Launch:
 
 
 def stand_in(launch: Launch, place: Path) -> StandIn:
-    return StandIn(launch, {"TENSILE_BROKER": str(place)})
+    found = StandIn.of(launch, {"TENSILE_BROKER": str(place)})
+    assert found is not None
+    return found
+
+
+def test_nobody_stands_in_for_who_declares_nothing_or_has_a_device_alone(
+    place: Path, tmp_path: Path
+) -> None:
+    assert StandIn.of(script(tmp_path), {}) is None
+    undeclared = replace(script_launch(tmp_path, "true"), share=True)
+    assert StandIn.of(undeclared, {"TENSILE_BROKER": str(place)}) is None
 
 
 def test_what_is_declared_is_leased_until_the_attempt_is_over(

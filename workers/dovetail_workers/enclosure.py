@@ -43,9 +43,7 @@ class Enclosure:
         self._fence = MemoryFence(self._limit, on_overrun, awaits_base=not self._is_script)
         threads = max(1, int(launch.spec["resources"]["cpus"]))
         self._busyness = Busyness(threads, report)
-        self._stand_in: StandIn | None = None
-        if self._is_script and "TENSILE_BROKER" in device_environment:
-            self._stand_in = StandIn(launch, device_environment)
+        self._stand_in = StandIn.of(launch, device_environment) if self._is_script else None
         self._group: Cgroup | None = None
         self._watch: AttemptWatch | None = None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.units import format_bytes
@@ -22,12 +22,19 @@ _LOOK_S = 0.5  # between two looks whether the attempt is over
 
 
 class StandIn:
-    """Between `join` and `close`. `device_environment` says where the broker is."""
+    """Between `join` and `close`. `broker` is the socket of the device's."""
 
-    def __init__(self, launch: Launch, device_environment: Mapping[str, str]) -> None:
-        self._launch = launch
-        self._broker = Path(device_environment["TENSILE_BROKER"])
+    def __init__(self, launch: Launch, broker: Path, size_bytes: int) -> None:
+        self._launch, self._broker, self._size_bytes = launch, broker, size_bytes
         self._lease: Lease | None = None
+
+    @classmethod
+    def of(cls, launch: Launch, device_environment: Mapping[str, str]) -> Self | None:
+        """None for one that has its device alone, or declares nothing."""
+        broker, size_bytes = device_environment.get("TENSILE_BROKER"), fixed_limit(launch).bytes
+        if broker is None or size_bytes is None:
+            return None
+        return cls(launch, Path(broker), size_bytes)
 
     def join(self, say: Callable[[str], None], is_over: Callable[[], bool]) -> bool:
         """Wait until the device has room; `say` hears of it. False if all `is_over` by then.
@@ -37,10 +44,9 @@ class StandIn:
         from tensile.coordinator import Member, declared  # few attempts share a device
         from tensile.coordinator.lease import Lease, LeaseRefused
 
-        size_bytes = fixed_limit(self._launch).bytes or 0
         member = Member(
             job=self._launch.attempt_id,
-            profile=declared(size_bytes),
+            profile=declared(self._size_bytes),
             weight=self._launch.weight,
             priority=self._launch.priority,
         )
@@ -48,7 +54,8 @@ class StandIn:
         try:
             if self._lease.join(_SOON_S):
                 return True
-            say(f"waits until {self._launch.device} has {format_bytes(size_bytes)} free for it")
+            size = format_bytes(self._size_bytes)
+            say(f"waits until {self._launch.device} has {size} free for it")
             begin_s = time.monotonic()
             while not self._lease.join(_LOOK_S):
                 if is_over():
