@@ -95,12 +95,14 @@ class BudgetInForce:
         return self.limit_bytes()
 
     def look_back(self, limit: int | None, *, watched: bool) -> int:
-        """After a pass; by how much it is the first to exceed its limit. The broker of a device
-        that is shared hears of one that needs more than was foreseen.
+        """After a pass; by how much it exceeded its limit. The broker of a device that is shared
+        hears of the first that needs so much more than was foreseen.
         """
+        before_bytes = self._peaks.highest_bytes
         over_bytes = self._peaks.look_back(limit, watched=watched)
         if self._tenancy is not None and limit is not None:
-            self._tenancy.passed(limit + over_bytes if over_bytes > 0 else 0, self.own_bytes())
+            is_first = over_bytes > 0 and limit + over_bytes > before_bytes
+            self._tenancy.passed(limit + over_bytes if is_first else 0, self.own_bytes())
         return over_bytes
 
     def change(self, budget: Budget) -> None:

@@ -17,7 +17,8 @@ _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)")
 
 class Gauge:
     """`base_bytes` is what the process holds beside the job's tensors, pages of its libraries
-    included. `folder` is the lower tier: pages of its files are the job's.
+    included; `foreign_bytes` of what the pool had lent by then are among it. `folder` is the lower
+    tier: pages of its files are the job's.
     """
 
     def __init__(self, tensors_bytes: int, folder: Path) -> None:
@@ -27,6 +28,7 @@ class Gauge:
         self.base_bytes = max(
             0, self._resident_bytes() - freed_memory.waiting_bytes() - tensors_bytes
         )
+        self.foreign_bytes = max(0, freed_memory.lent_bytes() - tensors_bytes)
         self._library_bytes = self._libraries_bytes()
         self._counted = resident.reset_peak()
         self._seen_bytes = 0

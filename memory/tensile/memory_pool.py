@@ -34,15 +34,15 @@ _Relief = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)
 class MemoryPool:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._keep = library.tensile_pool_keep
-        self._waiting = library.tensile_pool_waiting
-        self._lent = library.tensile_pool_lent
-        for function in (self._keep, self._waiting, self._lent):
-            function.restype = ctypes.c_size_t
+        self._keep.restype = ctypes.c_size_t
+        self._waiting = _count(library.tensile_pool_waiting)
+        self._lent = _count(library.tensile_pool_lent)
         self._keep.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
         self._on_full = library.tensile_pool_on_full
         self._on_full.argtypes = (_Relief,)
         self._on_full.restype = None
-        self._asked = _Relief()  # held for as long as the library may call it
+        self._relieve: Callable[[int], bool] | None = None
+        self._asked = _Relief(self._ask)  # held for as long as the library may call it
         self._limit_bytes: int | None = None
         library.tensile_pool_install()
         self.set_cap(USUAL_BYTES)
@@ -50,12 +50,12 @@ class MemoryPool:
     @property
     def waiting_bytes(self) -> int:
         """Bytes that are free, but still the process's."""
-        return int(self._waiting())
+        return self._waiting.value
 
     @property
     def lent_bytes(self) -> int:
         """Whole pages that tensors have now."""
-        return int(self._lent())
+        return self._lent.value
 
     def set_cap(self, size_bytes: int) -> int:
         """From here on no more than `size_bytes` wait; answers how many do."""
@@ -75,18 +75,21 @@ class MemoryPool:
         """From here on `relieve(bytes)` is called in whatever thread allocates, possibly in the
         middle of an operator, before that fails; it tries once more if the answer is True.
         """
-        if relieve is None:
-            self._on_full(_Relief())
-            return
+        self._relieve = relieve
+        self._on_full(_Relief() if relieve is None else self._asked)
 
-        def asked(size_bytes: int) -> int:
-            try:
-                return int(relieve(size_bytes))
-            except Exception:  # nothing may pass through the operator; its own error says enough
-                return 0
+    def _ask(self, size_bytes: int) -> int:
+        relieve = self._relieve
+        try:
+            return 0 if relieve is None else int(relieve(size_bytes))
+        except Exception:  # nothing may pass through the operator; its own error says enough
+            return 0
 
-        self._on_full(callback := _Relief(asked))
-        self._asked = callback
+
+def _count(where: Callable[[], int]) -> ctypes.c_size_t:
+    """A count of the pool's, read where it is: a call would give other threads their turn."""
+    where.restype = ctypes.c_void_p  # type: ignore[attr-defined]
+    return ctypes.c_size_t.from_address(where())
 
 
 @cache

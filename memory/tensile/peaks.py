@@ -20,33 +20,40 @@ class Peaks:
         self.exceeded = False
         self._gauge = gauge
         self._counters = counters
+        self.highest_bytes = 0  # of a pass under this limit
         self._passes = 0
-        self._highest_bytes = 0  # under this limit
 
     def begin_again(self) -> None:
         """Another limit: what was held before says nothing of it."""
         self.note()
         self._gauge.forget_peak()
-        self._highest_bytes = 0
+        self.highest_bytes = 0
 
     def look_back(self, limit_bytes: int | None, *, watched: bool) -> int:
-        """After a pass; by how much it is the first to exceed the budget, 0 where it does not.
-        Where nothing was watched, the peak is looked at now and then only: the system keeps it, and
-        asking takes time.
+        """After a pass; by how much it exceeded the budget, 0 where it did not. Where nothing was
+        watched, the peak is looked at now and then only: the system keeps it, and asking takes
+        time.
         """
         self._passes += 1
         if not watched and self._passes % _SELDOM != 1:
             return 0
         if watched and self._passes <= _FIRST_PASSES:
-            with suppress(MemoryError):  # after a pass that found none: the base stays as it was
-                self._gauge.note_libraries()
-        before_bytes, now_bytes = self._highest_bytes, self._gauge.peak_bytes()
-        self._highest_bytes = max(before_bytes, now_bytes)
+            self._note_libraries()
+        held_bytes = self._gauge.peak_since()
+        if not watched and limit_bytes is not None and held_bytes > limit_bytes:
+            before_bytes = self._gauge.base_bytes  # what was loaded since looks like tensors
+            self._note_libraries()
+            held_bytes -= self._gauge.base_bytes - before_bytes
+        self.highest_bytes = max(self.highest_bytes, held_bytes)
         self.note()
-        if limit_bytes is None or now_bytes <= limit_bytes:
+        if limit_bytes is None or held_bytes <= limit_bytes:
             return 0
         self.exceeded = True
-        return now_bytes - limit_bytes if now_bytes > before_bytes else 0
+        return held_bytes - limit_bytes
+
+    def _note_libraries(self) -> None:
+        with suppress(MemoryError):  # after a pass that found none: the base stays as it was
+            self._gauge.note_libraries()
 
     def note(self) -> None:
         """Into the statistics: the most that was held so far."""

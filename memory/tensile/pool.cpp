@@ -28,14 +28,13 @@ namespace {
 constexpr size_t kPage = 4096;
 constexpr size_t kSmall = 64 * 1024;  // below it the heap is quicker
 constexpr size_t kNoLimit = std::numeric_limits<size_t>::max();
-constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, which older headers lack
-constexpr size_t kMostPieces = 64;  // of a block: the system allows so many mappings only
+constexpr size_t kMostPieces = 8192;  // of all blocks; the system allows 65,530 mappings, of all kinds
 
 struct Block {
   char* address;
   size_t size;
   std::vector<size_t> pieces;  // how large each of its mappings is, in order
-  bool whole;                  // every page is there; the system gives one when it is touched
+  bool whole;                  // every page is there; of others the system knows
 };
 using Blocks = std::list<Block>;
 
@@ -75,18 +74,16 @@ bool moved(const Block& block, char* place) {
   return true;
 }
 
-bool populated(char* address, size_t size) {
-  return madvise(address, size, kPopulateWrite) == 0;  // since Linux 5.14
+// How many bytes of a block, from its front, have pages: the system gives one when it is touched.
+size_t touched(const Block& block) {
+  if (block.whole) return block.size;
+  std::vector<unsigned char> there(block.size / kPage);
+  if (mincore(block.address, block.size, there.data()) != 0) return 0;
+  auto end = std::find_if(there.begin(), there.end(), [](unsigned char page) { return !(page & 1); });
+  return (end - there.begin()) * kPage;
 }
 
-// What an operator left untouched comes too: what waits is what it takes.
-void complete(Block& block) {
-  for (size_t at = 0; at < block.size && !block.whole; at += kPage) {
-    volatile char* page = block.address + at;
-    *page = *page;
-  }
-  block.whole = true;
-}
+static_assert(sizeof(std::atomic<size_t>) == sizeof(size_t));
 
 struct Books {
   std::mutex mutex;
@@ -96,10 +93,11 @@ struct Books {
   std::atomic<size_t> waiting_bytes = 0;
   std::atomic<size_t> lent_bytes = 0;
   size_t most_waiting_bytes = 0;  // no more may wait, …
-  size_t limit_bytes = kNoLimit;  // … nor wait and be lent together
+  size_t limit_bytes = kNoLimit;  // … nor wait and be lent together, …
+  size_t crest_bytes = 0;         // … unless so many were lent at once since the limit was set
+  size_t pieces = 0;              // of all blocks
 
   void wait(Block block, Blocks::iterator before) {
-    complete(block);
     auto place = waiting.insert(before, std::move(block));
     by_size[place->size].push_back(place);
     waiting_bytes += place->size;
@@ -120,22 +118,46 @@ struct Books {
   Block oldest(size_t most) {
     Block block = removed(waiting.begin());
     if (block.size <= most) return block;
-    Block front = cut(block, most);
+    Block front = split(block, most);
     wait(std::move(block), waiting.begin());
     return front;
   }
 
+  Block split(Block& block, size_t size) {
+    size_t before = block.pieces.size();
+    Block front = cut(block, size);
+    pieces += front.pieces.size() + block.pieces.size() - before;
+    return front;
+  }
+
+  // A block that is free from now on. What nobody touched is no memory that could wait.
+  void receive(Block block) {
+    size_t there = touched(block);
+    if (there < block.size) {
+      Block front = split(block, there);
+      unmap(block);
+      block = std::move(front);
+    }
+    block.whole = true;
+    if (block.size > 0) wait(std::move(block), waiting.end());
+  }
+
   // What may not wait when so much more is lent.
   size_t surplus(size_t more_lent = 0) const {
-    size_t lent_then = lent_bytes + more_lent;
-    size_t may = std::min(most_waiting_bytes, limit_bytes - std::min(limit_bytes, lent_then));
+    size_t most = std::max(limit_bytes, crest_bytes);
+    size_t may = std::min(most_waiting_bytes, most - std::min(most, lent_bytes + more_lent));
     return waiting_bytes - std::min<size_t>(waiting_bytes, may);
+  }
+
+  void unmap(const Block& block) {
+    munmap(block.address, block.size);
+    pieces -= block.pieces.size();
   }
 
   void give_back(size_t bytes) {
     while (bytes > 0) {
       Block block = oldest(bytes);
-      munmap(block.address, block.size);
+      unmap(block);
       bytes -= block.size;
     }
   }
@@ -150,22 +172,23 @@ struct Books {
     size_t filled = 0;
     while (block.address != nullptr && filled < size && filled < over) {
       Block part = oldest(std::min(size, over) - filled);
-      if (block.pieces.size() + part.pieces.size() >= kMostPieces) {
-        munmap(part.address, part.size);
+      if (pieces > kMostPieces) {
+        unmap(part);
         break;
       }
       if (!moved(part, block.address + filled)) {
         munmap(block.address, size);
+        pieces -= block.pieces.size() + part.pieces.size();
         block.address = nullptr;
+        break;
       }
       filled += part.size;
       block.pieces.insert(block.pieces.end(), part.pieces.begin(), part.pieces.end());
     }
     if (block.address != nullptr && filled < size) {
       block.pieces.push_back(size - filled);
-      // under a budget a tensor takes all its pages when it is made, as a plan counts them; they
-      // come cheaper together than one by one
-      block.whole = limit_bytes != kNoLimit && populated(block.address + filled, size - filled);
+      ++pieces;
+      block.whole = false;
     }
     return block;
   }
@@ -192,6 +215,7 @@ void* block(size_t size) {
   if (address != nullptr) {
     b.lent.emplace(address, std::move(found));
     b.lent_bytes += size;
+    b.crest_bytes = std::max(b.crest_bytes, b.lent_bytes.load());
     b.give_back(b.surplus());
   }
   return address;
@@ -225,7 +249,7 @@ void given(void* address) {
     auto found = b.lent.find(address);
     if (found != b.lent.end()) {
       b.lent_bytes -= found->second.size;
-      b.wait(std::move(found->second), b.waiting.end());
+      b.receive(std::move(found->second));
       b.lent.erase(found);
       b.give_back(b.surplus());
       return;
@@ -260,18 +284,20 @@ void tensile_pool_install() {
 // From here on `ask` is called before an allocation fails; nobody is if it is null.
 void tensile_pool_on_full(Relief ask) { relief.store(ask); }
 
-// From here on no more than `waiting` bytes wait, and no more than `limit` do and are lent together
-// (unless more are lent). Answers how many wait.
+// From here on no more than `waiting` bytes wait, and no more than `limit` do and are lent together.
+// Where more are lent at once, as many may wait and be lent until the next call: a step that goes
+// up and down there would have the same pages made anew each time. Answers how many wait.
 size_t tensile_pool_keep(size_t waiting, size_t limit) {
   Books& b = books();
   std::lock_guard<std::mutex> guard(b.mutex);
   b.most_waiting_bytes = waiting / kPage * kPage;
   b.limit_bytes = limit / kPage * kPage;
+  b.crest_bytes = b.lent_bytes;
   b.give_back(b.surplus());
   return b.waiting_bytes;
 }
 
-size_t tensile_pool_waiting() { return books().waiting_bytes; }
-
-size_t tensile_pool_lent() { return books().lent_bytes; }
+// Where the counts of waiting and of lent bytes are, for who asks at every moment.
+const void* tensile_pool_waiting() { return &books().waiting_bytes; }
+const void* tensile_pool_lent() { return &books().lent_bytes; }
 }

@@ -23,6 +23,7 @@ _EARLY = 0.8  # share of the budget from which on writes begin, where no plan sa
 _SPARE = 0.03
 _UNWATCHED_SPARE = 0.08  # … more where nobody looks meanwhile, …
 _FEW_BYTES = 3 * 2**20  # … and so much, or as large a share again of a small budget
+_MOST_LEARNT = 0.25  # share of a budget that is kept free of what waits, since steps exceeded it
 _PIECES = 16  # of a budget, in which a lease that rises and falls is asked for
 _REFUSED_S = 0.01
 _TRUST = 8  # moments for which what was seen is taken to hold
@@ -79,7 +80,7 @@ class Pressure:
             return False
         self._trust -= 1
         coming_bytes = rise_bytes + self._contents.incoming_bytes
-        likely_bytes = freed_memory.lent_bytes() + self._beside_bytes + coming_bytes
+        likely_bytes = self._lent_bytes() + self._beside_bytes + coming_bytes
         if likely_bytes > self._now_bytes - self._spare_bytes(_SPARE):
             return False
         self._keep_within(scratch_bytes)
@@ -184,10 +185,13 @@ class Pressure:
         self._let_wait(away_bytes, spare=_SPARE if watched else _UNWATCHED_SPARE)
 
     def learn(self, over_bytes: int) -> None:
-        """A step held so much more than the budget for a moment, in what no pool lends: the scratch
-        memory of an operator. From here on that much less waits.
+        """A step held so much more than the budget for a moment, in what no pool lends, the scratch
+        memory of an operator, or in tensors that an operator takes and does not touch. From here on
+        that much less waits; again where that was not enough.
         """
-        self._learnt_bytes = max(self._learnt_bytes, over_bytes)
+        assert self.limit_bytes is not None
+        most_bytes = int(_MOST_LEARNT * self.limit_bytes)
+        self._learnt_bytes = min(self._learnt_bytes + over_bytes, most_bytes)
 
     def begin_step(self) -> None:
         self.shortfall_bytes = 0
@@ -200,7 +204,7 @@ class Pressure:
         is not held, but may be soon, so nothing else counts on it.
         """
         without_place_bytes = self._contents.incoming_bytes
-        lent_bytes = freed_memory.lent_bytes()  # first: what is lent meanwhile is then too much
+        lent_bytes = self._lent_bytes()  # first: what is lent meanwhile is then too much
         held_bytes = self._gauge.held_bytes() + self._residency.incoming_bytes
         self._beside_bytes, self._trust = max(0, held_bytes - lent_bytes), _TRUST
         return held_bytes + without_place_bytes
@@ -255,7 +259,12 @@ class Pressure:
 
     def _keep_within(self, scratch_bytes: int, spare: float = _SPARE) -> None:
         spare_bytes = self._spare_bytes(spare) + max(self._learnt_bytes, scratch_bytes)
-        freed_memory.keep_within(self._now_bytes - spare_bytes - self._beside_bytes)
+        own_bytes = self._now_bytes - spare_bytes - self._beside_bytes
+        freed_memory.keep_within(own_bytes + self._gauge.foreign_bytes)
+
+    def _lent_bytes(self) -> int:
+        """Whole pages that the job's tensors have of the pool."""
+        return freed_memory.lent_bytes() - self._gauge.foreign_bytes
 
     def _spare_bytes(self, share: float) -> int:
         assert self.limit_bytes is not None

@@ -48,6 +48,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operators = []
         self.accesses = []
 
+    def begin(self) -> None:
+        """An empty operator before all others, so that nothing which the step makes seems to have
+        been there before it.
+        """
+        self._note("begin", 0, 0, {})
+
     def phase(self) -> Phase:
         if torch._C._current_graph_task_id() != -1:  # type: ignore[attr-defined,unused-ignore]
             return Phase.BACKWARD

@@ -95,7 +95,8 @@ class _Tracing:
             ):
                 self._name(leaf, Kind.INPUT, f"input:{number}")
             for name, parameter in self._parameters.items():
-                self._watch_gradient(name, self._fakes.of(parameter))
+                # a hook that stays would hold all of this for good: no collector sees into its node
+                held.callback(self._watched_gradient(name, self._fakes.of(parameter)))
             for number, each in enumerate(self._optimizers):
                 each.step = self._chunked(  # type: ignore[method-assign]
                     each, [(i, p) for i, p in enumerate(pieces) if p.optimizer == number]
@@ -123,6 +124,7 @@ class _Tracing:
         self._events.clear()
         self._name_gradients()
         self._event(Moment.BEGIN)
+        self._recorder.begin()
 
     def _call(self, batch: object) -> None:
         try:
@@ -189,14 +191,19 @@ class _Tracing:
             Event(moment=moment, position=self._lives.position, number=number, name=name)
         )
 
-    def _watch_gradient(self, name: str, parameter: Tensor) -> None:
+    def _watched_gradient(self, name: str, parameter: Tensor) -> Callable[[], None]:
+        """Answers what ends it."""
+
         def complete(owner: Tensor) -> None:
             if owner.grad is not None:
                 self._name(owner.grad, Kind.GRADIENT, f"gradient:{name}")
             self._event(Moment.GRADIENT, name=name)
 
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(complete)  # type: ignore[no-untyped-call]
+        if not parameter.requires_grad:
+            return lambda: None
+        handle = parameter.register_post_accumulate_grad_hook(complete)  # type: ignore[no-untyped-call]
+        end: Callable[[], None] = handle.remove
+        return end
 
     def _chunked(self, optimizer: Optimizer, pieces: Sequence[tuple[int, Chunk]]) -> Any:
         """The optimizer's `step` in pieces; a closure runs before the first of them."""
