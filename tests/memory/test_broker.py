@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import resource
 import signal
 import socket
 import subprocess
@@ -17,7 +21,7 @@ from helpers.attempts import wait_for
 from tensile.coordinator import Member, Profile, Rung, declared
 from tensile.coordinator.broker import Broker, BrokerError
 from tensile.coordinator.lease import Lease, LeaseRefused, look
-from tensile.coordinator.messages import Admitted, Granted, Returned
+from tensile.coordinator.messages import Admitted, Granted, Joined, Returned
 from tensile.coordinator.wire import decode, encode
 
 DEVICE = 1000
@@ -114,31 +118,95 @@ def outcome(lease: Lease) -> str:
         return str(refused)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"GET / HTTP/1.1\n",
-        b'{"type": "Left", "number": 1, "job": "a"}\n',
-        b'{"type": "Returned", "number": 1, "job": "a", "lease_bytes": 0}\n',
-        b'{"type": "Joined", "number": 1, "member": {"job": "x", "profile": {"rungs": []}}}\n',
-        b"[]\n",
-        b"x" * 3_000_000,
-    ],
-)
+def joined(**changes: object) -> bytes:
+    """A stranger's first word, with something else in its `member`."""
+    fields = json.loads(encode(Joined(member=member("evil")), 1))
+    fields["member"] |= changes
+    return json.dumps(fields).encode() + b"\n"
+
+
+def joined_with_rungs(**changes: object) -> bytes:
+    rung = json.loads(encode(Joined(member=member("evil")), 1))["member"]["profile"]["rungs"][0]
+    return joined(profile={"rungs": [rung | changes]})
+
+
+def joined_and(**fields: object) -> bytes:
+    return joined() + json.dumps({"number": 2, "job": "evil", **fields}).encode() + b"\n"
+
+
+BAD = {
+    "no JSON": b"GET / HTTP/1.1\n",
+    "no UTF-8": b"\xff\xfe\n",
+    "no object": b"[]\n",
+    "no end": b"x" * 3_000_000,
+    "too deep": b"[" * 100_000 + b"\n",
+    "for another": b'{"type": "Returned", "number": 1, "job": "a", "lease_bytes": 0}\n',
+    "no word of a job": b'{"type": "Left", "number": 1, "job": "a"}\n',
+    "no number": b'{"type": "Look", "number": "x"}\n',
+    "no rungs": joined(profile={"rungs": []}),
+    "rungs are a number": joined(profile={"rungs": 7}),
+    "weight 0": joined(weight=0),
+    "weight -1": joined(weight=-1),
+    "weight is text": joined(weight="x"),
+    "weight is true": joined(weight=True),
+    "weight is NaN": joined(weight=float("nan")),
+    "weight has no end": joined(weight=10**400),
+    "priority is text": joined(priority="x"),
+    "priority is half": joined(priority=0.5),
+    "job is a list": joined(job=[1]),
+    "job is empty": joined(job=""),
+    "step_s 0": joined_with_rungs(step_s=0),
+    "step_s NaN": joined_with_rungs(step_s=float("nan")),
+    "step_s almost 0": joined_with_rungs(step_s=5e-324),
+    "copy_s endless": joined_with_rungs(copy_s=float("inf")),
+    "copied_bytes negative": joined_with_rungs(copied_bytes=-1),
+    "curve of text": joined_with_rungs(curve=["x"] * 32),
+    "bytes of text": joined_with_rungs(bytes="x"),
+    "bytes without end": joined_with_rungs(bytes=10**400),
+    "wants text": joined_and(type="Wanted", lease_bytes="x"),
+    "returns nothing": joined_and(type="Returned", lease_bytes=None),
+    "returns half a byte": joined_and(type="Returned", lease_bytes=300.5),
+    "drifts to no profile": joined_and(type="Drifted", member={"job": "evil", "profile": {}}),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
 def test_who_speaks_nonsense_or_for_others_is_cut_off_alone(
-    broker: Broker, place: Path, line: bytes
+    broker: Broker, place: Path, what: str
 ) -> None:
     with Lease(place, member("a")) as lease:
         assert lease.join(10)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
             stranger.settimeout(10)
             stranger.connect(str(place))
-            try:
-                stranger.sendall(line)
-                assert stranger.recv(1) == b""
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # it did not listen to the end
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                stranger.sendall(BAD[what])  # it may not listen to the end
+                while stranger.recv(65536):
+                    pass
+        until("its end", lambda: [share.job for share in look(place)] == ["a"])
         until("its answer", lambda: lease.want(900) == 900)
+
+
+def test_a_broker_that_may_open_no_more_connections_serves_those_it_has(
+    broker: Broker, place: Path
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (
+        Lease(place, member("a", minimum=300)) as lease,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger,
+    ):
+        assert lease.join(10)
+        os.close(next_free := os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, before[1]))
+        try:
+            stranger.connect(str(place))
+            for _ in range(2):  # by the second answer it was refused
+                lease.give_back(300)
+                assert lease.want(900) == 900
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        with Lease(place, Member(job="b", profile=declared(100))) as next_one:
+            assert next_one.join(10)
 
 
 def test_two_brokers_are_never_on_one_path_and_a_dead_ones_socket_is_replaced(

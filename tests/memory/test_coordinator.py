@@ -18,6 +18,7 @@ from tensile.coordinator import (
     Member,
     Profile,
     Rung,
+    Share,
     apportion,
     declared,
     traced,
@@ -34,6 +35,8 @@ from tensile.coordinator.messages import (
     Joined,
     Left,
     Refused,
+    Renew,
+    Renewed,
     Returned,
     Target,
     Ticked,
@@ -125,7 +128,7 @@ def test_a_division_fits_and_nobody_is_below_the_minimum(
 
 members = st.builds(
     Member,
-    job=st.just(""),
+    job=st.just("any"),
     profile=any_profile(),
     weight=st.sampled_from([0.5, 1.0, 2.0]),
     priority=st.integers(0, 1),
@@ -325,12 +328,206 @@ def test_a_new_coordinator_waits_for_those_who_were_here_before() -> None:
     assert Admitted(job="new", minimum_bytes=300) in coordinator.handle(Ticked(), now_s=5)
 
 
-def test_a_job_that_does_not_answer_keeps_its_bytes_and_is_named() -> None:
+def joins(coordinator: Coordinator, name: str, profile: Profile, now_s: float = 0) -> None:
+    coordinator.handle(Joined(member=Member(job=name, profile=profile)), now_s)
+
+
+def share_of(coordinator: Coordinator, name: str, now_s: float = 0) -> Share:
+    return next(share for share in coordinator.shares(now_s) if share.job == name)
+
+
+# leases that run out
+
+
+def test_a_job_that_says_nothing_is_asked_and_its_answer_renews_its_lease() -> None:
     coordinator = Coordinator(DEVICE)
-    coordinator.handle(Joined(member=Member(job="mute", profile=flat_ladder(900, 300))), now_s=0)
-    coordinator.handle(Joined(member=Member(job="new", profile=flat_ladder(900, 300))), now_s=0)
-    assert lease_of(coordinator, "mute") == 900
-    assert "mute did not answer of late" in coordinator.shares(60)[1].message
+    joins(coordinator, "quiet", flat_ladder(900, 300))
+    asked = []
+    for now_s in range(1, 100):  # it computes, and has nothing to say
+        commands = coordinator.handle(Ticked(), now_s)
+        if Renew(job="quiet") in commands:
+            asked.append(now_s)
+            assert coordinator.handle(Renewed(job="quiet"), now_s + 0.5) == ()
+    assert asked[0] == 10
+    assert len(asked) == 9
+    joins(coordinator, "new", flat_ladder(900, 300), 100)
+    assert share_of(coordinator, "quiet", 100).silent_s == 0
+    assert "answer" not in share_of(coordinator, "new", 100).message
+
+
+def test_a_job_that_does_not_answer_is_silent_keeps_its_bytes_and_is_named() -> None:
+    coordinator = Coordinator(DEVICE)
+    joins(coordinator, "mute", flat_ladder(900, 300))
+    joins(coordinator, "new", flat_ladder(900, 300))
+    assert coordinator.handle(Ticked(), 9) == ()
+    assert coordinator.handle(Ticked(), 10) == (Renew(job="mute"),)
+    assert coordinator.handle(Ticked(), 29) == ()
+    assert coordinator.handle(Ticked(), 30) == (Target(job="mute", cap_bytes=300, rung=1),)
+    mute = share_of(coordinator, "mute", 40)
+    assert (mute.lease_bytes, mute.cap_bytes, mute.silent_s) == (900, 300, 30)
+    assert mute.message.startswith("SILENT: it did not answer for 30 s, and keeps 900 bytes")
+    assert "mute did not answer for 30 s" in share_of(coordinator, "new", 40).message
+    assert not share_of(coordinator, "new", 40).admitted
+
+
+@pytest.mark.parametrize(
+    "word", [Renewed(job="mute"), Wanted(job="mute", lease_bytes=0), Beginning(job="mute")]
+)
+def test_the_next_word_of_a_silent_job_makes_it_what_it_was(word: Event) -> None:
+    coordinator = Coordinator(DEVICE)
+    joins(coordinator, "mute", flat_ladder(900, 300))
+    before = share_of(coordinator, "mute")
+    for now_s in (10, 30):
+        coordinator.handle(Ticked(), now_s)
+    assert Target(job="mute", cap_bytes=900, rung=0) in coordinator.handle(word, 60)
+    assert share_of(coordinator, "mute", 60) == before
+
+
+def test_others_share_what_a_silent_job_does_not_hold_and_its_end_frees_the_rest() -> None:
+    coordinator = Coordinator(DEVICE)
+    joins(coordinator, "mute", flat_ladder(500, 100))
+    joins(coordinator, "busy", flat_ladder(900, 300))
+    for now_s in (10, 30):
+        coordinator.handle(Ticked(), now_s)
+        coordinator.handle(Renewed(job="busy"), now_s)
+    assert share_of(coordinator, "busy", 30).cap_bytes == 500
+    joins(coordinator, "new", declared(200), 31)
+    assert share_of(coordinator, "busy", 31).cap_bytes == 300  # so it can come in beside both
+    coordinator.handle(Returned(job="busy", lease_bytes=300), 32)
+    assert share_of(coordinator, "new", 32).admitted
+    coordinator.handle(Left(job="mute"), 33)
+    assert share_of(coordinator, "busy", 33).lease_bytes == DEVICE - 200
+
+
+def test_a_clock_that_jumps_makes_nobody_silent_who_was_not_asked() -> None:
+    coordinator = Coordinator(DEVICE)
+    joins(coordinator, "quiet", flat_ladder(900, 300))
+    assert coordinator.handle(Ticked(), 10_000) == (Renew(job="quiet"),)
+    assert share_of(coordinator, "quiet", 10_000).message == ""
+    assert coordinator.handle(Renewed(job="quiet"), 10_000) == ()
+
+
+# those who come back with what they hold
+
+
+def comes_back(
+    coordinator: Coordinator, name: str, profile: Profile, holds_bytes: int, now_s: float = 5
+) -> tuple[Command, ...]:
+    member = Member(job=name, profile=profile)
+    return coordinator.handle(Joined(member=member, holds_bytes=holds_bytes), now_s)
+
+
+def test_a_job_that_comes_back_late_is_counted_with_what_it_holds_and_told_to_hold_less() -> None:
+    coordinator = Coordinator(DEVICE)
+    joins(coordinator, "new", flat_ladder(950, 200))
+    told = comes_back(coordinator, "old", flat_ladder(900, 300), holds_bytes=900)
+    assert Granted(job="old", lease_bytes=900) in told
+    caps = {command.job: command.cap_bytes for command in told if isinstance(command, Target)}
+    assert sum(caps.values()) == DEVICE
+    assert caps["old"] >= 300
+    assert coordinator.free_bytes == DEVICE - 1850
+    joins(coordinator, "third", declared(100), 6)
+    assert "hold 850 bytes too much" in share_of(coordinator, "third", 6).message
+    assert coordinator.handle(Wanted(job="new", lease_bytes=950), 6) == (
+        Granted(job="new", lease_bytes=950),
+    )
+    for name in ("old", "new"):
+        coordinator.handle(
+            Returned(job=name, lease_bytes=share_of(coordinator, name, 7).cap_bytes), 7
+        )
+    assert [share.admitted for share in coordinator.shares(7)] == [True] * 3
+    assert coordinator.free_bytes == 0
+
+
+def test_where_not_even_the_minima_fit_each_is_told_its_own_and_nobody_grows() -> None:
+    coordinator = Coordinator(DEVICE)
+    joins(coordinator, "new", declared(950))
+    told = comes_back(coordinator, "old", flat_ladder(900, 300), holds_bytes=900)
+    assert Target(job="old", cap_bytes=300, rung=1) in told
+    coordinator.handle(Returned(job="old", lease_bytes=300), 6)
+    assert share_of(coordinator, "old", 6).lease_bytes == 300
+    coordinator.handle(Left(job="new"), 7)
+    assert share_of(coordinator, "old", 7).lease_bytes == 900
+
+
+# who waits behind whom
+
+
+def test_who_waits_for_an_earlier_jobs_end_is_passed_by_those_who_fit() -> None:
+    coordinator = Coordinator(DEVICE)
+    joins(coordinator, "here", declared(500))
+    joins(coordinator, "large", declared(900))
+    joins(coordinator, "small", declared(160))
+    assert share_of(coordinator, "small").admitted
+    assert not share_of(coordinator, "large").admitted
+
+
+def test_who_waits_for_later_jobs_only_is_passed_by_nobody() -> None:
+    coordinator = Coordinator(DEVICE)
+    joins(coordinator, "here", declared(500))
+    joins(coordinator, "large", declared(900))
+    joins(coordinator, "small 0", declared(160))
+    coordinator.handle(Left(job="here"), 1)
+    for number in range(1, 9):
+        joins(coordinator, f"small {number}", declared(160))
+    assert [s.job for s in coordinator.shares(1) if s.admitted] == ["small 0"]
+    coordinator.handle(Left(job="small 0"), 2)
+    assert share_of(coordinator, "large", 2).admitted
+
+
+def test_within_a_priority_the_first_comes_first_and_a_lower_one_waits_while_higher_ones_come() -> (
+    None
+):
+    coordinator = Coordinator(DEVICE)
+
+    def high(number: int) -> Joined:
+        return Joined(member=Member(job=f"high {number}", profile=declared(600), priority=1))
+
+    coordinator.handle(high(0), 0)
+    joins(coordinator, "low", declared(600))
+    for number in range(1, 50):
+        coordinator.handle(high(number), number)
+        coordinator.handle(Left(job=f"high {number - 1}"), number)
+        assert [s.job for s in coordinator.shares(0) if s.admitted] == [f"high {number}"]
+    coordinator.handle(Left(job="high 49"), 50)
+    assert share_of(coordinator, "low", 50).admitted
+
+
+# who stands in
+
+
+def test_what_is_held_for_a_job_stays_until_there_is_room_for_all_that_it_needs() -> None:
+    coordinator = Coordinator(DEVICE)
+    joins(coordinator, "other", declared(500))
+    held = Member(job="script", profile=declared(160))
+    coordinator.handle(Joined(member=held, stands_in=True), 0)
+    joins(coordinator, "script", declared(700))
+    share = share_of(coordinator, "script")
+    assert (share.admitted, share.lease_bytes) == (True, 160)
+    assert "waits for 540 bytes, of which 340 bytes are free" in share.message
+    joins(coordinator, "new", declared(160))
+    assert share_of(coordinator, "new").admitted
+    coordinator.handle(Left(job="new"), 1)
+    told = coordinator.handle(Left(job="other"), 1)
+    assert Admitted(job="script", minimum_bytes=700) in told
+    assert [(s.job, s.lease_bytes) for s in coordinator.shares(1)] == [("script", 700)]
+    told = coordinator.handle(Left(job="script", stand_in=held), 2)
+    assert told[0] == Granted(job="script", lease_bytes=160)
+    assert share_of(coordinator, "script", 2).message == ""
+
+
+def test_who_stands_in_for_a_job_that_waits_is_counted_when_it_comes_back() -> None:
+    coordinator = Coordinator(DEVICE, opens_at_s=1)
+    comes_back(coordinator, "other", declared(700), 700, 0)
+    joins(coordinator, "script", declared(400))
+    held = Joined(member=Member(job="script", profile=declared(160)), holds_bytes=160)
+    told = coordinator.handle(replace(held, stands_in=True), 0.5)
+    assert not any(isinstance(command, Admitted | Granted) for command in told)
+    assert share_of(coordinator, "script", 2).lease_bytes == 160
+    assert Admitted(job="script", minimum_bytes=400) in coordinator.handle(Left(job="other"), 2)
+
+
+# profiles that were wrong
 
 
 def test_a_profile_that_was_wrong_is_replaced_and_the_neighbour_keeps_its_minimum() -> None:

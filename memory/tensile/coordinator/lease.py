@@ -28,6 +28,8 @@ from tensile.coordinator.messages import (
     Joined,
     Look,
     Refused,
+    Renew,
+    Renewed,
     Returned,
     Target,
     Wanted,
@@ -115,11 +117,11 @@ class Lease:
             self._news.wait_for(lambda: self._closed or self._socket is None, self._after_s)
             return time.monotonic() - begin_s
 
-    def changed(self, member: Member) -> None:
-        """The job is another than was thought: a new profile."""
+    def changed(self, member: Member, *, outgrew: bool = False) -> None:
+        """The job is another than was thought: a new profile; or held more than was foreseen."""
         with self._news:
             self._member = member
-            self._say(Drifted(member=member))
+            self._say(Drifted(member=member, outgrew=outgrew))
 
     @property
     def is_connected(self) -> bool:
@@ -234,6 +236,8 @@ class Lease:
                 self.lease_bytes = message.lease_bytes
             case Begin():
                 self._after_s = message.after_s
+            case Renew():
+                self._say(Renewed(job=self._member.job))
         if isinstance(message, Granted | Begin):
             self._heard = number
 
