@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -18,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from helpers.attempts import wait_for
-from tensile.coordinator import Member, Profile, Rung, declared
+from tensile.coordinator import Member, Profile, Rung, Share, declared
 from tensile.coordinator.broker import Broker, BrokerError
 from tensile.coordinator.lease import Lease, LeaseRefused, look
-from tensile.coordinator.messages import Admitted, Granted, Joined, Returned
+from tensile.coordinator.messages import Admitted, Granted, Joined, Renew, Renewed, Returned
 from tensile.coordinator.wire import decode, encode
 
 DEVICE = 1000
@@ -274,6 +275,100 @@ def test_a_broker_that_stopped_answering_is_waited_for_once(place: Path) -> None
                 until("its answer", lambda: lease.lease_bytes == 900)
 
 
+# leases that run out, and bytes that come back
+
+
+def test_a_job_answers_when_it_is_asked_whatever_it_does_meanwhile(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        with Lease(place, member("a")):
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as lines:
+                number, _ = decode(next(lines))
+                connection.sendall(encode(Renew(job="a"), number))
+                assert decode(next(lines)) == (number + 1, Renewed(job="a"))
+
+
+HOLDER = (
+    "import sys; from pathlib import Path; from tensile.coordinator import Member, Profile, Rung; "
+    "from tensile.coordinator.lease import Lease; "
+    "rungs = (Rung.flat(900, 1.0), Rung.flat(300, 2.0)); "
+    "lease = Lease(Path(sys.argv[1]), Member(job='old', profile=Profile(rungs=rungs))); "
+    "lease.join(20); "
+    "[print(lease.want(int(line)), lease.cap_bytes, flush=True) for line in sys.stdin]"
+)
+
+
+@contextlib.contextmanager
+def holder(place: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds 900 bytes, and could do with 300."""
+    command = [sys.executable, "-c", HOLDER, str(place)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            assert answer_of(child, 900) == (900, 900)
+            yield child
+        finally:
+            child.kill()
+
+
+def answer_of(child: subprocess.Popen[str], wanted: int) -> tuple[int, int]:
+    """Its lease after it wanted so much, and its cap."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    print(wanted, file=child.stdin, flush=True)
+    lease_bytes, cap_bytes = map(int, child.stdout.readline().split())
+    return lease_bytes, cap_bytes
+
+
+def test_a_process_that_is_stopped_is_silent_until_it_goes_on(place: Path) -> None:
+    now = itertools.count(0.0, 0.5)  # each look at the clock is half a second later
+    with (
+        Broker(place, DEVICE, clock=lambda: next(now)),
+        holder(place) as child,
+        Lease(place, member("new")) as newcomer,
+    ):
+        child.send_signal(signal.SIGSTOP)
+
+        def share(job: str) -> Share:
+            return next(share for share in look(place) if share.job == job)
+
+        until("its silence", lambda: share("old").message.startswith("SILENT"))
+        assert (share("old").lease_bytes, share("old").cap_bytes) == (900, 300)
+        assert "old did not answer for" in share("new").message
+        assert not newcomer.join(NEVER_S)
+        child.send_signal(signal.SIGCONT)
+        until("its answer", lambda: share("old").message == "")
+        assert answer_of(child, 0) == (900, share("old").cap_bytes)
+        assert share("old").cap_bytes > 300
+
+
+@pytest.mark.parametrize("wanted", [1000, 950, 600])
+def test_a_process_that_comes_back_late_is_counted_with_all_that_it_believes_in(
+    place: Path, wanted: int
+) -> None:
+    first = Broker(place, DEVICE).start()
+    with holder(place) as child:
+        child.send_signal(signal.SIGSTOP)
+        first.stop()
+        with (
+            Broker(place, DEVICE) as second,
+            Lease(place, Member(job="new", profile=declared(wanted))) as newcomer,
+        ):
+            assert newcomer.join(10)
+            child.send_signal(signal.SIGCONT)
+            until("its return", lambda: len(second.shares()) == 2)
+            counted = {share.job: share for share in second.shares()}
+            assert {name: share.lease_bytes for name, share in counted.items()} == {
+                "new": wanted,
+                "old": 900,
+            }
+            until("its cap", lambda: answer_of(child, 0) == (900, counted["old"].cap_bytes))
+            assert counted["old"].cap_bytes == max(DEVICE - wanted, 300)
+
+
 # who stands in for a process
 
 
@@ -297,7 +392,7 @@ def test_a_place_is_held_until_the_job_itself_comes_and_again_after_it_has_left(
             until("all that it wants", lambda: other.lease_bytes == 900)
 
 
-def test_a_job_that_needs_more_than_was_held_for_it_waits_like_others(
+def test_a_job_that_needs_more_than_was_held_for_it_waits_with_what_is(
     broker: Broker, place: Path
 ) -> None:
     with (
@@ -308,11 +403,28 @@ def test_a_job_that_needs_more_than_was_held_for_it_waits_like_others(
         assert stand_in.join(10)
         with Lease(place, member("a", minimum=500)) as itself:
             assert not itself.join(NEVER_S)
+            assert [(s.job, s.lease_bytes) for s in look(place)] == [("b", 600), ("a", 300)]
             other.close()
             assert itself.join(10)
-            stand_in.close()
             until("all that it wants", lambda: itself.lease_bytes == 900)
-            assert [share.job for share in look(place)] == ["a"]
+        until("its end", lambda: [s.lease_bytes for s in look(place)] == [300])
+
+
+def test_a_job_that_gives_up_waiting_leaves_what_is_held_for_it(
+    broker: Broker, place: Path
+) -> None:
+    with (
+        Lease(place, Member(job="b", profile=declared(600))) as other,
+        Lease(place, Member(job="a", profile=declared(300)), stands_in=True) as stand_in,
+    ):
+        assert other.join(10)
+        assert stand_in.join(10)
+        for needed in (500, 1200):  # which waits, which is refused
+            itself = Lease(place, Member(job="a", profile=declared(needed)))
+            with itself, contextlib.suppress(LeaseRefused):
+                assert not itself.join(NEVER_S)
+            until("its end", lambda: [s.message for s in look(place)] == ["", ""])
+            assert [s.lease_bytes for s in look(place)] == [600, 300]
 
 
 def test_nobody_stands_in_for_a_job_twice_nor_takes_its_place(broker: Broker, place: Path) -> None:

@@ -222,13 +222,9 @@ class Coordinator:
         stand_in = self._admitted.get(job.name)
         return job.minimum_bytes - (0 if stand_in is None else stand_in.lease_bytes)
 
-    def _may_be_passed(self, job: Job) -> bool:
-        """Whether it would wait even if nobody had come after it."""
-        before_bytes = sum(
-            other.least_bytes
-            for other in self._admitted.values()
-            if other.number < job.number and other.name != job.name
-        )
+    def _may_be_passed(self, job: Job, others: Sequence[Job]) -> bool:
+        """Whether it would wait even if, of the others, nobody had come after it."""
+        before_bytes = sum(other.least_bytes for other in others if other.number < job.number)
         return before_bytes + job.minimum_bytes > self.device_bytes
 
     # whose lease runs out
@@ -264,12 +260,12 @@ class Coordinator:
             larger = self._division([*others, job])
             if larger is not None:
                 jobs, division = [*others, job], larger
-            elif not self._may_be_passed(job):
+            elif not self._may_be_passed(job, others):
                 break
         self._interlocked = division is not None and division.interlocked
         portions = at_minima(jobs) if division is None else division.portions
         for job, portion in zip(jobs, portions, strict=True):
-            job.portion = portion
+            job.portion, job.outgrew = portion, False
             if not self._interlocked:  # nobody says when it begins a step
                 job.began_s = None
                 job.periods_s.clear()
@@ -300,19 +296,21 @@ class Coordinator:
         self._tell_all(answer)
 
     def _divide_rest(self, job: Job) -> bool:
-        """For `job` what the others' caps leave; False where that is not enough for it."""
-        if self._interlocked:
-            return False
-        jobs = (*self._admitted.values(), *self._waiting.values())
-        others_bytes = sum(
-            other.portion.cap_bytes
-            for other in jobs
-            if other is not job and other.portion is not None
+        """Among all who outgrew what was foreseen since the last division, what the others' caps
+        leave; False where that is not enough for them.
+        """
+        job.outgrew = True
+        here = (*self._admitted.values(), *self._waiting.values())
+        outgrown = [each for each in here if each.outgrew]
+        kept_bytes = sum(
+            each.portion.cap_bytes for each in here if not each.outgrew and each.portion is not None
         )
-        division = apportion([job.counted], self.device_bytes - others_bytes)
-        if division is not None:
-            job.portion = division.portions[0]
-        return division is not None
+        division = apportion([each.counted for each in outgrown], self.device_bytes - kept_bytes)
+        if self._interlocked or division is None or division.interlocked:
+            return False
+        for each, portion in zip(outgrown, division.portions, strict=True):
+            each.portion = portion
+        return True
 
     def _grow(self, job: Job, wanted_bytes: int) -> bool:
         """Up to its cap, and by what is free and not promised to the next one who waits."""

@@ -36,7 +36,8 @@ class Share:
 class Job:
     """`number` is the order in which jobs came; `asked_s` when a question was put to it that it
     has not answered, and `is_silent` whether its lease ran out over that. `told` is what it heard
-    last; None for a job that has to be told anew.
+    last; None for a job that has to be told anew. One that `outgrew` what was foreseen did so since
+    the device was divided among all.
     """
 
     member: Member
@@ -47,6 +48,7 @@ class Job:
     told: Target | None = None
     asked_s: float | None = None
     is_silent: bool = False
+    outgrew: bool = False
     began_s: float | None = None
     periods_s: deque[float] = field(default_factory=lambda: deque(maxlen=_SEEN))
 
