@@ -19,7 +19,7 @@ import torch
 from helpers.budgeted_process import WIDTH, medium, warm
 from tensile import Session
 
-ROWS = 1024
+ROWS = 1152  # twice the peak of a step of few rows, which is the optimizer's
 
 
 def main(folder: str, socket: str, job: str, steps: int, foreseen_rows: int) -> None:

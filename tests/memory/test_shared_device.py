@@ -390,7 +390,7 @@ def test_one_comes_one_is_killed_and_one_leaves_and_the_others_share_its_bytes(
 def test_a_job_that_takes_twice_what_was_foreseen_meets_its_limit_and_its_neighbour_nothing(
     tmp_path: Path,
 ) -> None:
-    expected, device_bytes = alone(tmp_path, steps=8), 300 * 10**6
+    expected, device_bytes = alone(tmp_path, steps=8), 320 * 10**6
     with shared_device(tmp_path, device_bytes) as device:
         assert isinstance(device, SharedDevice)
         (neighbour,) = device.ready("neighbour", steps=8)
