@@ -362,6 +362,16 @@ def test_a_profile_that_was_wrong_is_replaced_and_the_neighbour_keeps_its_minimu
     assert isinstance(refused, Refused)
 
 
+def test_a_job_that_waits_may_turn_out_to_need_less() -> None:
+    coordinator = Coordinator(DEVICE)
+    joins(coordinator, "here", declared(700))
+    joins(coordinator, "waits", declared(400))
+    (refused,) = coordinator.handle(Drifted(member=Member(job="waits", profile=declared(1200))), 1)
+    assert isinstance(refused, Refused)
+    told = coordinator.handle(Drifted(member=Member(job="waits", profile=declared(300))), 1)
+    assert Admitted(job="waits", minimum_bytes=300) in told
+
+
 def test_a_neighbour_keeps_what_it_has_where_a_job_outgrows_what_was_foreseen() -> None:
     coordinator = Coordinator(760)
     joins(coordinator, "neighbour", flat_ladder(480, 120))

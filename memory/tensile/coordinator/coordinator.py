@@ -42,7 +42,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tensile.budget import format_bytes
-from tensile.coordinator.apportion import Division, Member, apportion
+from tensile.coordinator.apportion import Division, apportion
 from tensile.coordinator.channel import copy_limits
 from tensile.coordinator.interlock import wait_s
 from tensile.coordinator.job import Job, at_minima
@@ -65,6 +65,7 @@ from tensile.coordinator.messages import (
     Ticked,
     Wanted,
 )
+from tensile.coordinator.sentences import outgrown, owes, too_large
 
 TTL_S = 30.0  # for so long after a job's last word its lease is good
 _ASKED_AFTER_S = 10.0  # of them it is asked whether it is there
@@ -161,7 +162,7 @@ class Coordinator:
                 answer.append(Admitted(job=name, minimum_bytes=job.minimum_bytes))
                 answer.append(Granted(job=name, lease_bytes=held_bytes))
         elif job.minimum_bytes > self.device_bytes:
-            answer.append(Refused(job=name, reason=self._too_large(job)))
+            answer.append(Refused(job=name, reason=too_large(job.member, self.device_bytes)))
         else:
             self._waiting[name] = job
         self._divide(answer)
@@ -207,12 +208,15 @@ class Coordinator:
             answer.append(Admitted(job=job.name, minimum_bytes=job.minimum_bytes))
             self._tell_all(answer)
             answer.append(Granted(job=job.name, lease_bytes=job.lease_bytes))
+        untold = False
         for job in self._admitted.values():
             wanted_bytes = job.minimum_bytes if self._interlocked else job.cap_bytes
-            is_news = job.told is None and job.portion is not None
-            if self._grow(job, wanted_bytes) or is_news:
+            is_untold = job.told is None and job.portion is not None
+            if self._grow(job, wanted_bytes) or is_untold:
                 answer.append(Granted(job=job.name, lease_bytes=job.lease_bytes))
-        self._tell_all(answer)
+            untold = untold or is_untold
+        if untold:
+            self._tell_all(answer)
 
     def _queue(self) -> list[Job]:
         return sorted(self._waiting.values(), key=lambda job: -job.member.priority)
@@ -280,15 +284,20 @@ class Coordinator:
         long as its minimum fits beside what they have.
         """
         name, member = event.member.job, event.member
-        if name in self._waiting:
-            self._waiting[name].member = member
+        waits = self._waiting.get(name)
+        if waits is not None:
+            if member.profile.minimum_bytes > self.device_bytes:
+                answer.append(Refused(job=name, reason=too_large(member, self.device_bytes)))
+                return
+            waits.member = member
             self._divide(answer)
             return
         job = self._heard(name, now_s, answer)
         others_bytes = sum(j.least_bytes for j in self._admitted.values() if j is not job)
         least_bytes = member.profile.minimum_bytes
         if least_bytes > max(self.device_bytes - others_bytes, job.minimum_bytes):
-            answer.append(Refused(job=name, reason=self._outgrown(member, others_bytes)))
+            room_bytes = self.device_bytes - others_bytes
+            answer.append(Refused(job=name, reason=outgrown(member, others_bytes, room_bytes)))
             return
         job.member = member
         if not (event.outgrew and self._divide_rest(job)):
@@ -377,7 +386,7 @@ class Coordinator:
 
     def _message(self, job: Job, now_s: float) -> str:
         if job.is_silent:
-            return f"SILENT: it {_owes(job, now_s)}; only its next word or its end changes that"
+            return f"SILENT: it {owes(job, now_s)}; only its next word or its end changes that"
         waits = self._waiting.get(job.name)
         return "" if waits is None else self._why_waiting(waits, now_s)
 
@@ -389,27 +398,8 @@ class Coordinator:
         if self.free_bytes < 0:
             reasons.append(f"the jobs here hold {format_bytes(-self.free_bytes)} too much")
         reasons += [
-            f"{other.name} {_owes(other, now_s)}"
+            f"{other.name} {owes(other, now_s)}"
             for other in self._admitted.values()
             if other.is_silent and other.lease_bytes > other.minimum_bytes
         ]
         return "; ".join(reasons)
-
-    def _too_large(self, job: Job) -> str:
-        return (
-            f"the least that {job.name} can do with is {format_bytes(job.minimum_bytes)}, "
-            f"and the device has {format_bytes(self.device_bytes)}"
-        )
-
-    def _outgrown(self, member: Member, others_bytes: int) -> str:
-        return (
-            f"the least that {member.job} can do with turned out to be "
-            f"{format_bytes(member.profile.minimum_bytes)}; beside the other jobs' "
-            f"{format_bytes(others_bytes)} the device has "
-            f"{format_bytes(self.device_bytes - others_bytes)}"
-        )
-
-
-def _owes(job: Job, now_s: float) -> str:
-    owed_s = 0.0 if job.asked_s is None else now_s - job.asked_s
-    return f"did not answer for {owed_s:.0f} s, and keeps {format_bytes(job.lease_bytes)}"

@@ -182,15 +182,13 @@ class Lease:
     def _run(self) -> None:
         while not self._closed:
             connection = self._connected()
-            if connection is None:
-                with self._news:
-                    self._news.wait_for(lambda: self._closed, AGAIN_S)
-                continue
-            with connection:
-                self._listen(connection)
+            if connection is not None:
+                with connection:
+                    self._listen(connection)
             with self._news:
                 self._socket = None
                 self._news.notify_all()
+                self._news.wait_for(lambda: self._closed, AGAIN_S)  # also where it was cut off
 
     def _connected(self) -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
