@@ -336,12 +336,12 @@ def test_a_profile_of_several_kinds_of_steps_has_room_for_each() -> None:
 def test_one_comes_one_is_killed_and_one_leaves_and_the_others_share_its_bytes(
     tmp_path: Path,
 ) -> None:
-    expected = alone(tmp_path, steps=10)
+    expected = alone(tmp_path, steps=14)
     device_bytes = 280 * 10**6
     with shared_device(tmp_path, device_bytes) as device:
         assert isinstance(device, SharedDevice)
-        first, second = device.ready("first", "second", steps=10)
-        (third,) = device.ready("third", steps=4)
+        first, second = device.ready("first", "second", steps=14)
+        (third,) = device.ready("third", steps=3)
         first.go()
         second.go()
         wait_for("two steps of each", lambda: len(first.limits) >= 2 and len(second.limits) >= 2)
@@ -381,7 +381,7 @@ def test_one_comes_one_is_killed_and_one_leaves_and_the_others_share_its_bytes(
         assert min(after[1:]) > 0.98 * last.cap_bytes > device_bytes // 2  # but for one that ran
         assert stayed["losses"] == expected["losses"]
         assert stayed["digest"] == expected["digest"]
-        assert left["losses"] == expected["losses"][:4]
+        assert left["losses"] == expected["losses"][:3]
         assert min(second.limits) < device_bytes // 3 + 1
         assert device.peak_bytes < 1.05 * device_bytes, device.peak
 
@@ -402,8 +402,8 @@ def test_a_job_that_takes_twice_what_was_foreseen_meets_its_limit_and_its_neighb
         true_bytes = neighbour.limits[0]
         assert 2 * true_bytes > device_bytes
         assert wrong.limits[0] == pytest.approx(true_bytes / 2, rel=0.05)
-        assert any("times what was foreseen" in note for note in found["stats"]["notes"])
         assert found["stats"]["replans"] >= 1
+        assert wrong.limits[0] < max(wrong.limits)
         assert found["losses"] == beside["losses"] == expected["losses"]
         assert found["digest"] == beside["digest"] == expected["digest"]
         leases = {
