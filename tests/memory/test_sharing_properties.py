@@ -426,7 +426,7 @@ class Sharing(RuleBasedStateMachine):
 
 
 def test_what_is_promised_holds_whatever_happens() -> None:
-    prove(examples=200)
+    prove(examples=600)
 
 
 @pytest.mark.long

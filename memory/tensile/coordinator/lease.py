@@ -1,7 +1,8 @@
 """A job's end of the broker's socket: how much it may hold now, and the words for more and less.
 
 Where the broker is gone the job goes on with what it holds, and says so to the next one at that
-path. Every call answers within a bounded time.
+path. Every call answers within a bounded time. A thread listens, and answers where the broker asks
+whether the job is there, whatever the others do.
 """
 
 from __future__ import annotations
