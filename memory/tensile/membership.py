@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tensile.coordinator.apportion import Member, is_weight
+from tensile.coordinator.profile import declared
 from tensile.manageable import SessionError
 
 _BROKER, _JOB = "TENSILE_BROKER", "TENSILE_JOB"
@@ -20,7 +22,7 @@ _WEIGHT, _PRIORITY = "TENSILE_WEIGHT", "TENSILE_PRIORITY"
 class Membership:
     """`path` is the socket of the device's broker, `job` a name that is there once. Jobs of a
     higher `priority` are served first; `weight` counts among equals. `say` hears, in a sentence,
-    that the job waits, and that it waits no more.
+    that the job waits, and that it waits no more. Raises SessionError for what is no membership.
     """
 
     path: Path
@@ -28,6 +30,13 @@ class Membership:
     weight: float = 1.0
     priority: int = 0
     say: Callable[[str], None] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        """What the broker would cut it off for is said here, where it can be corrected."""
+        try:
+            Member(job=self.job, profile=declared(1), weight=self.weight, priority=self.priority)
+        except ValueError as error:
+            raise SessionError(f"Membership: {error}") from None
 
 
 def from_environment(
@@ -56,7 +65,7 @@ def _weight(text: str) -> float:
         weight = float(text)
     except ValueError:
         weight = math.nan
-    if not 0 < weight < math.inf:
+    if not is_weight(weight):
         raise SessionError(f"{_WEIGHT}: {text!r} is no number above 0; write 1 for an equal share")
     return weight
 

@@ -59,7 +59,8 @@ class Tenancy:
         self._counters = counters
         self._lease: Lease | None = None
         self._told: Profile | None = None
-        self._device_bytes = 0  # as far as they are needed
+        self._known_bytes = 0  # the peak, whatever of it is wanted
+        self._unknown_bytes = 0  # that a step which nobody knows may take
         self._ratio = 1.0  # of what is held to what was foreseen, …
         self._limit_ratio = 1.0  # … when this limit began
         self._is_child = False
@@ -74,15 +75,17 @@ class Tenancy:
         first time it waits until the device has room for its minimum. Raises LeaseRefused where
         there will never be.
         """
-        profile = self._profile(own_bytes)
+        known = self._known(own_bytes)
+        profile = known if own_bytes is None else known.within(own_bytes)
         if self._is_child or profile == self._told:
             return
         if self._lease is None:
             self._lease = self._joined(self._member(profile))
             self._begin_limit(self._allowed_bytes(self._lease))
         else:
-            self._lease.changed(self._member(profile))
-        self._told = profile
+            outgrew = known.peak_bytes > self._known_bytes  # no wish, as `own_bytes` is
+            self._lease.changed(self._member(profile), outgrew=outgrew)
+        self._told, self._known_bytes = profile, known.peak_bytes
 
     def follow(self) -> None:
         """Between two steps: what may be held in the next one. A little more is not worth a plan;
@@ -168,18 +171,22 @@ class Tenancy:
     def _begin_limit(self, limit_bytes: int) -> None:
         self.limit_bytes, self._limit_ratio = limit_bytes, self._ratio
 
-    def _profile(self, own_bytes: int | None) -> Profile:
-        """A step that nobody knows may take the whole device, or all that the user allows it."""
+    def _known(self, own_bytes: int | None) -> Profile:
+        """A step that nobody knows may take what is held for it, which is what was declared; else
+        the whole device, or all that the user allows it.
+        """
         known = self._adoption.profile()
         if known is None:
-            self._device_bytes = self._device_bytes or self._asked_device_bytes()
-            known = declared(min(self._device_bytes, own_bytes or self._device_bytes))
-        known = known.times(self._ratio)
-        return known if own_bytes is None else known.within(own_bytes)
+            self._unknown_bytes = self._unknown_bytes or self._asked_bytes()
+            known = declared(min(self._unknown_bytes, own_bytes or self._unknown_bytes))
+        return known.times(self._ratio)
 
-    def _asked_device_bytes(self) -> int:
+    def _asked_bytes(self) -> int:
         while True:  # nothing tells when a socket is there
             try:
+                for share in look(self._membership.path):
+                    if share.job == self._membership.job and share.lease_bytes > 0:
+                        return share.lease_bytes
                 return device(self._membership.path).device_bytes
             except OSError:
                 self._say(f"waits for the broker at {self._membership.path}, which does not answer")

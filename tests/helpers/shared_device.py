@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from helpers.sharing_process import ROWS
 from tensile import resident
 from tensile.coordinator import Share
 from tensile.coordinator.broker import Broker
@@ -23,6 +24,7 @@ from tensile.coordinator.broker import Broker
 TESTS = Path(__file__).parents[1]
 _LOOK_S = 0.004
 _AT_ONCE_S = 0.01  # a look that was interrupted for longer adds up bytes of different times
+FEWEST_LOOKS = 10  # that counted, in each second on average, for a peak to mean something
 
 
 @dataclass
@@ -76,27 +78,34 @@ class SharedDevice:
     def __init__(self, folder: Path, device_bytes: int) -> None:
         self.shares: list[tuple[float, tuple[Share, ...]]] = []
         self.peak: dict[str, int] = {}
+        self.looks = 0  # that counted
         self._folder = folder
         self._trainees: list[Trainee] = []
         self._place = tempfile.TemporaryDirectory(prefix="dt-")  # a socket's path has 107 bytes
         self._over = threading.Event()
+        self._held_s = 0.0  # for which anybody held anything
         self._sampler = threading.Thread(target=self._sample)
         self.broker = Broker(self.socket, device_bytes, on_change=self._changed)
 
     @property
     def peak_bytes(self) -> int:
-        """The most that all held together; `peak` says who held what then."""
+        """The most that all held together; `peak` says who held what then. Fails where too few
+        looks counted to know.
+        """
+        assert self.looks > FEWEST_LOOKS * self._held_s, (
+            f"{self.looks} looks in {self._held_s:.0f} s are too few to know a peak; "
+            "run it on a machine with less to do"
+        )
         return sum(self.peak.values())
 
     @property
     def socket(self) -> Path:
         return Path(self._place.name, "broker.sock")
 
-    def ready(self, *names: str, steps: int, batch: str = "whole") -> list[Trainee]:
+    def ready(self, *names: str, steps: int, foreseen_rows: int = ROWS) -> list[Trainee]:
         """Processes with their libraries loaded, before they have any model."""
         started = [
-            _started(self._folder, str(self.socket), name, steps=steps, batch=batch)
-            for name in names
+            _started(self._folder, str(self.socket), name, steps, foreseen_rows) for name in names
         ]
         ready = [_ready(name, process) for name, process in zip(names, started, strict=True)]
         self._trainees += ready
@@ -113,12 +122,19 @@ class SharedDevice:
         self.shares.append((time.monotonic(), shares))
 
     def _sample(self) -> None:
+        last_s = time.monotonic()
         while not self._over.wait(_LOOK_S):
             begin_s = time.monotonic()
             held = {trainee.name: trainee.growth_bytes for trainee in tuple(self._trainees)}
-            at_once = time.monotonic() - begin_s < _AT_ONCE_S
-            if at_once and sum(held.values()) > self.peak_bytes:
-                self.peak = held
+            if any(held.values()):
+                self._held_s += begin_s - last_s
+                self._note(held, time.monotonic() - begin_s)
+            last_s = begin_s
+
+    def _note(self, held: dict[str, int], took_s: float) -> None:
+        if took_s < _AT_ONCE_S:
+            self.looks += 1
+            self.peak = max(self.peak, held, key=lambda each: sum(each.values()))
 
     @contextmanager
     def _running(self) -> Iterator[SharedDevice]:
@@ -144,18 +160,18 @@ def shared_device(folder: Path, device_bytes: int) -> Any:
 
 def alone(folder: Path, steps: int) -> dict[str, Any]:
     """What the same training says when nobody manages its memory."""
-    trainee = _ready("alone", _started(folder, "", "alone", steps=steps))
+    trainee = _ready("alone", _started(folder, "", "alone", steps, ROWS))
     trainee.go()
     return trainee.finished()
 
 
 def _started(
-    folder: Path, socket: str, name: str, *, steps: int, batch: str = "whole"
+    folder: Path, socket: str, name: str, steps: int, foreseen_rows: int
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "helpers.sharing_process"),
-            *(str(folder), socket, name, str(steps), batch),
+            *(str(folder), socket, name, str(steps), str(foreseen_rows)),
         ],
         cwd=TESTS,
         stdin=subprocess.PIPE,

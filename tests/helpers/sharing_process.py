@@ -1,5 +1,5 @@
 """A process that trains on a device that it shares: `python -m` with a folder, the broker's socket,
-a name, and the number of steps. With `half`, its step is foreseen from a batch half as large.
+a name, the number of steps, and with how many rows its step is foreseen.
 
 It says `ready` before it has any model, with its libraries loaded and warm, and waits for a line;
 then, in JSON, when each step was over and under which limit, and at last what it found.
@@ -19,10 +19,10 @@ import torch
 from helpers.budgeted_process import WIDTH, medium, warm
 from tensile import Session
 
-ROWS = 1024
+ROWS = 1152  # twice the peak of a step of few rows, which is the optimizer's
 
 
-def main(folder: str, socket: str, job: str, steps: int, batch: str = "whole") -> None:
+def main(folder: str, socket: str, job: str, steps: int, foreseen_rows: int) -> None:
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(-3, 512 * 1024)
     warm(folder)
@@ -32,8 +32,7 @@ def main(folder: str, socket: str, job: str, steps: int, batch: str = "whole") -
     os.environ |= {"TENSILE_BROKER": socket, "TENSILE_JOB": job} if socket else {}
     with Session(training.model, training.optimizer, folder=folder) as session:
         training.batches = [torch.randn(ROWS, WIDTH) for _ in range(2)]
-        foreseen = training.batches[0][: ROWS // 2 if batch == "half" else ROWS]
-        session.prepare(training.step, foreseen)
+        session.prepare(training.step, training.batches[0][:foreseen_rows])
         for number in range(steps):
             with session.step():
                 training.step(training.batches[number % 2])
@@ -48,4 +47,4 @@ def main(folder: str, socket: str, job: str, steps: int, batch: str = "whole") -
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]), *sys.argv[5:])
+    main(*sys.argv[1:4], *map(int, sys.argv[4:]))

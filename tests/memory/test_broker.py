@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
+import os
+import resource
 import signal
 import socket
 import subprocess
@@ -14,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from helpers.attempts import wait_for
-from tensile.coordinator import Member, Profile, Rung, declared
+from tensile.coordinator import Member, Profile, Rung, Share, declared
 from tensile.coordinator.broker import Broker, BrokerError
 from tensile.coordinator.lease import Lease, LeaseRefused, look
-from tensile.coordinator.messages import Admitted, Granted, Returned
+from tensile.coordinator.messages import Admitted, Granted, Joined, Renew, Renewed, Returned
 from tensile.coordinator.wire import decode, encode
 
 DEVICE = 1000
@@ -114,31 +119,95 @@ def outcome(lease: Lease) -> str:
         return str(refused)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"GET / HTTP/1.1\n",
-        b'{"type": "Left", "number": 1, "job": "a"}\n',
-        b'{"type": "Returned", "number": 1, "job": "a", "lease_bytes": 0}\n',
-        b'{"type": "Joined", "number": 1, "member": {"job": "x", "profile": {"rungs": []}}}\n',
-        b"[]\n",
-        b"x" * 3_000_000,
-    ],
-)
+def joined(**changes: object) -> bytes:
+    """A stranger's first word, with something else in its `member`."""
+    fields = json.loads(encode(Joined(member=member("evil")), 1))
+    fields["member"] |= changes
+    return json.dumps(fields).encode() + b"\n"
+
+
+def joined_with_rungs(**changes: object) -> bytes:
+    rung = json.loads(encode(Joined(member=member("evil")), 1))["member"]["profile"]["rungs"][0]
+    return joined(profile={"rungs": [rung | changes]})
+
+
+def joined_and(**fields: object) -> bytes:
+    return joined() + json.dumps({"number": 2, "job": "evil", **fields}).encode() + b"\n"
+
+
+BAD = {
+    "no JSON": b"GET / HTTP/1.1\n",
+    "no UTF-8": b"\xff\xfe\n",
+    "no object": b"[]\n",
+    "no end": b"x" * 3_000_000,
+    "too deep": b"[" * 100_000 + b"\n",
+    "for another": b'{"type": "Returned", "number": 1, "job": "a", "lease_bytes": 0}\n',
+    "no word of a job": b'{"type": "Left", "number": 1, "job": "a"}\n',
+    "no number": b'{"type": "Look", "number": "x"}\n',
+    "no rungs": joined(profile={"rungs": []}),
+    "rungs are a number": joined(profile={"rungs": 7}),
+    "weight 0": joined(weight=0),
+    "weight -1": joined(weight=-1),
+    "weight is text": joined(weight="x"),
+    "weight is true": joined(weight=True),
+    "weight is NaN": joined(weight=float("nan")),
+    "weight has no end": joined(weight=10**400),
+    "priority is text": joined(priority="x"),
+    "priority is half": joined(priority=0.5),
+    "job is a list": joined(job=[1]),
+    "job is empty": joined(job=""),
+    "step_s 0": joined_with_rungs(step_s=0),
+    "step_s NaN": joined_with_rungs(step_s=float("nan")),
+    "step_s almost 0": joined_with_rungs(step_s=5e-324),
+    "copy_s endless": joined_with_rungs(copy_s=float("inf")),
+    "copied_bytes negative": joined_with_rungs(copied_bytes=-1),
+    "curve of text": joined_with_rungs(curve=["x"] * 32),
+    "bytes of text": joined_with_rungs(bytes="x"),
+    "bytes without end": joined_with_rungs(bytes=10**400),
+    "wants text": joined_and(type="Wanted", lease_bytes="x"),
+    "returns nothing": joined_and(type="Returned", lease_bytes=None),
+    "returns half a byte": joined_and(type="Returned", lease_bytes=300.5),
+    "drifts to no profile": joined_and(type="Drifted", member={"job": "evil", "profile": {}}),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
 def test_who_speaks_nonsense_or_for_others_is_cut_off_alone(
-    broker: Broker, place: Path, line: bytes
+    broker: Broker, place: Path, what: str
 ) -> None:
     with Lease(place, member("a")) as lease:
         assert lease.join(10)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
             stranger.settimeout(10)
             stranger.connect(str(place))
-            try:
-                stranger.sendall(line)
-                assert stranger.recv(1) == b""
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # it did not listen to the end
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                stranger.sendall(BAD[what])  # it may not listen to the end
+                while stranger.recv(65536):
+                    pass
+        until("its end", lambda: [share.job for share in look(place)] == ["a"])
         until("its answer", lambda: lease.want(900) == 900)
+
+
+def test_a_broker_that_may_open_no_more_connections_serves_those_it_has(
+    broker: Broker, place: Path
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (
+        Lease(place, member("a", minimum=300)) as lease,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger,
+    ):
+        assert lease.join(10)
+        os.close(next_free := os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, before[1]))
+        try:
+            stranger.connect(str(place))
+            for _ in range(2):  # by the second answer it was refused
+                lease.give_back(300)
+                assert lease.want(900) == 900
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        with Lease(place, Member(job="b", profile=declared(100))) as next_one:
+            assert next_one.join(10)
 
 
 def test_two_brokers_are_never_on_one_path_and_a_dead_ones_socket_is_replaced(
@@ -206,6 +275,100 @@ def test_a_broker_that_stopped_answering_is_waited_for_once(place: Path) -> None
                 until("its answer", lambda: lease.lease_bytes == 900)
 
 
+# leases that run out, and bytes that come back
+
+
+def test_a_job_answers_when_it_is_asked_whatever_it_does_meanwhile(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        with Lease(place, member("a")):
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as lines:
+                number, _ = decode(next(lines))
+                connection.sendall(encode(Renew(job="a"), number))
+                assert decode(next(lines)) == (number + 1, Renewed(job="a"))
+
+
+HOLDER = (
+    "import sys; from pathlib import Path; from tensile.coordinator import Member, Profile, Rung; "
+    "from tensile.coordinator.lease import Lease; "
+    "rungs = (Rung.flat(900, 1.0), Rung.flat(300, 2.0)); "
+    "lease = Lease(Path(sys.argv[1]), Member(job='old', profile=Profile(rungs=rungs))); "
+    "lease.join(20); "
+    "[print(lease.want(int(line)), lease.cap_bytes, flush=True) for line in sys.stdin]"
+)
+
+
+@contextlib.contextmanager
+def holder(place: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds 900 bytes, and could do with 300."""
+    command = [sys.executable, "-c", HOLDER, str(place)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            assert answer_of(child, 900) == (900, 900)
+            yield child
+        finally:
+            child.kill()
+
+
+def answer_of(child: subprocess.Popen[str], wanted: int) -> tuple[int, int]:
+    """Its lease after it wanted so much, and its cap."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    print(wanted, file=child.stdin, flush=True)
+    lease_bytes, cap_bytes = map(int, child.stdout.readline().split())
+    return lease_bytes, cap_bytes
+
+
+def test_a_process_that_is_stopped_is_silent_until_it_goes_on(place: Path) -> None:
+    now = itertools.count(0.0, 0.5)  # each look at the clock is half a second later
+    with (
+        Broker(place, DEVICE, clock=lambda: next(now)),
+        holder(place) as child,
+        Lease(place, member("new")) as newcomer,
+    ):
+        child.send_signal(signal.SIGSTOP)
+
+        def share(job: str) -> Share:
+            return next(share for share in look(place) if share.job == job)
+
+        until("its silence", lambda: share("old").message.startswith("SILENT"))
+        assert (share("old").lease_bytes, share("old").cap_bytes) == (900, 300)
+        assert "old did not answer for" in share("new").message
+        assert not newcomer.join(NEVER_S)
+        child.send_signal(signal.SIGCONT)
+        until("its answer", lambda: share("old").message == "")
+        assert answer_of(child, 0) == (900, share("old").cap_bytes)
+        assert share("old").cap_bytes > 300
+
+
+@pytest.mark.parametrize("wanted", [1000, 950, 600])
+def test_a_process_that_comes_back_late_is_counted_with_all_that_it_believes_in(
+    place: Path, wanted: int
+) -> None:
+    first = Broker(place, DEVICE).start()
+    with holder(place) as child:
+        child.send_signal(signal.SIGSTOP)
+        first.stop()
+        with (
+            Broker(place, DEVICE) as second,
+            Lease(place, Member(job="new", profile=declared(wanted))) as newcomer,
+        ):
+            assert newcomer.join(10)
+            child.send_signal(signal.SIGCONT)
+            until("its return", lambda: len(second.shares()) == 2)
+            counted = {share.job: share for share in second.shares()}
+            assert {name: share.lease_bytes for name, share in counted.items()} == {
+                "new": wanted,
+                "old": 900,
+            }
+            until("its cap", lambda: answer_of(child, 0) == (900, counted["old"].cap_bytes))
+            assert counted["old"].cap_bytes == max(DEVICE - wanted, 300)
+
+
 # who stands in for a process
 
 
@@ -229,7 +392,7 @@ def test_a_place_is_held_until_the_job_itself_comes_and_again_after_it_has_left(
             until("all that it wants", lambda: other.lease_bytes == 900)
 
 
-def test_a_job_that_needs_more_than_was_held_for_it_waits_like_others(
+def test_a_job_that_needs_more_than_was_held_for_it_waits_with_what_is(
     broker: Broker, place: Path
 ) -> None:
     with (
@@ -240,11 +403,28 @@ def test_a_job_that_needs_more_than_was_held_for_it_waits_like_others(
         assert stand_in.join(10)
         with Lease(place, member("a", minimum=500)) as itself:
             assert not itself.join(NEVER_S)
+            assert [(s.job, s.lease_bytes) for s in look(place)] == [("b", 600), ("a", 300)]
             other.close()
             assert itself.join(10)
-            stand_in.close()
             until("all that it wants", lambda: itself.lease_bytes == 900)
-            assert [share.job for share in look(place)] == ["a"]
+        until("its end", lambda: [s.lease_bytes for s in look(place)] == [300])
+
+
+def test_a_job_that_gives_up_waiting_leaves_what_is_held_for_it(
+    broker: Broker, place: Path
+) -> None:
+    with (
+        Lease(place, Member(job="b", profile=declared(600))) as other,
+        Lease(place, Member(job="a", profile=declared(300)), stands_in=True) as stand_in,
+    ):
+        assert other.join(10)
+        assert stand_in.join(10)
+        for needed in (500, 1200):  # which waits, which is refused
+            itself = Lease(place, Member(job="a", profile=declared(needed)))
+            with itself, contextlib.suppress(LeaseRefused):
+                assert not itself.join(NEVER_S)
+            until("its end", lambda: [s.message for s in look(place)] == ["", ""])
+            assert [s.lease_bytes for s in look(place)] == [600, 300]
 
 
 def test_nobody_stands_in_for_a_job_twice_nor_takes_its_place(broker: Broker, place: Path) -> None:

@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +150,35 @@ def test_a_device_of_another_size_is_divided_anew_among_those_who_are_there(
         with lease("cpu:0", "b.1", 1000):
             wait_for("room for another", lambda: len(shares(brokers)) == 2)
             assert shares(brokers)[1].lease_bytes == 1000
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_broker_that_failed_is_replaced_at_the_next_look_and_its_jobs_come_back(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = threading.Event()
+
+    def clock() -> float:
+        if broken.is_set():
+            raise OSError("no broker is prepared for this")
+        return time.monotonic()
+
+    brokers = DeviceBrokers(NODE, DEVICES, clock)
+    brokers.look()
+    try:
+        with lease("cpu:0", "a.1", 900) as joined:
+            wait_for("its share", lambda: shares(brokers))
+            broken.set()
+            wait_for("the broker's end", lambda: not joined.is_connected)
+            broken.clear()
+            wait_for(
+                "a new one",
+                lambda: brokers.look() and "broker of cpu:0 failed" in capfd.readouterr().err,
+            )
+            wait_for("the job there", lambda: shares(brokers))
+            assert shares(brokers)[0].lease_bytes == 900
+    finally:
+        brokers.stop()
 
 
 def test_what_a_dead_node_left_behind_is_removed_and_what_lives_is_not(

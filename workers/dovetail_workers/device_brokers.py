@@ -10,7 +10,8 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dovetail_workers.devices import Device
@@ -26,19 +27,27 @@ class DeviceBrokers:
     Any thread may call.
     """
 
-    def __init__(self, node_id: str, devices: Sequence[Device]) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        devices: Sequence[Device],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._paths = {device.name: socket_path(node_id, device.name) for device in devices}
         self._sizes = {device.name: device.bytes for device in devices}
         self._brokers: dict[str, Broker] = {}
         self._said: set[str] = set()
-        self._guard = threading.Lock()
+        self._guard, self._clock = threading.Lock(), clock
 
     def look(self, sizes: Mapping[str, int] | None = None) -> tuple[DeviceShares, ...]:
         """How each device stands now. One that cannot be served yet has no jobs; it is tried again
         at the next look. A device whose size is another in `sizes` (bytes by name) gets a new
-        broker, to which its jobs come back with what they hold.
+        broker, to which its jobs come back with what they hold; so does one whose broker failed.
         """
         with self._guard:
+            for name in [name for name, each in self._brokers.items() if not each.is_alive]:
+                print(f"the broker of {name} failed; its jobs go to a new one", file=sys.stderr)
+                self._brokers.pop(name).stop()
             for name, size_bytes in (sizes or {}).items():
                 if self._sizes.get(name, size_bytes) != size_bytes:
                     self._sizes[name] = size_bytes
@@ -74,7 +83,8 @@ class DeviceBrokers:
             try:
                 _own_folder(path.parent)
                 remove_dead_sockets(keep=self._paths.values())
-                self._brokers[name] = Broker(path, self._sizes[name], resumes=True).start()
+                broker = Broker(path, self._sizes[name], resumes=True, clock=self._clock)
+                self._brokers[name] = broker.start()
             except (BrokerError, OSError) as error:
                 complaint = f"no broker for {name} yet: {error}"
                 if complaint not in self._said:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
+from math import inf, log
 
 from tensile.coordinator.interlock import interlock
 from tensile.coordinator.profile import Profile
@@ -25,13 +25,26 @@ _SLACK = 0.03  # of the device that interlocked curves leave free: they are pred
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """A job on the device. Those of a higher priority are served first; `weight` counts among
-    equals.
+    equals. Raises ValueError for what is none.
     """
 
     job: str
     profile: Profile
     weight: float = 1.0
     priority: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.job, str) or not self.job:
+            raise ValueError(f"job: {self.job!r} is no name; give it one that is there once")
+        if not is_weight(self.weight):
+            raise ValueError(
+                f"weight of {self.job}: {self.weight!r} is no number above 0; "
+                "write 1 for an equal share"
+            )
+        if type(self.priority) is not int:
+            raise ValueError(
+                f"priority of {self.job}: {self.priority!r} is no whole number; 0 is the usual"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +64,11 @@ class Portion:
 class Division:
     portions: tuple[Portion, ...]
     interlocked: bool
+
+
+def is_weight(value: object) -> bool:
+    """Whether parts can be measured by it."""
+    return type(value) in (int, float) and 0 < value < inf  # type: ignore[operator]
 
 
 def apportion(members: Sequence[Member], device_bytes: int) -> Division | None:

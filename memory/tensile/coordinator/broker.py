@@ -1,8 +1,8 @@
 """The coordinator of a device, at a Unix socket: one connection for each job.
 
 A connection that closes, however its process ended, gives its bytes back. Who may open the socket's
-folder may join. A socket whose broker is dead is replaced; two brokers on one path cannot be, since
-the one that lives holds a lock beside it.
+folder may join; who says what makes no sense is cut off, alone. A socket whose broker is dead is
+replaced; two brokers on one path cannot be, since the one that lives holds a lock beside it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import selectors
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,6 +32,7 @@ from tensile.coordinator.messages import (
     Left,
     Look,
     Refused,
+    Renewed,
     Returned,
     Ticked,
     Wanted,
@@ -78,6 +80,7 @@ class Broker:
         self._jobs: dict[str, _Connection] = {}
         self._aside: dict[str, _Connection] = {}  # that stood in, while the job itself is here
         self._stopping = False
+        self._ticked_s = clock()
         self._thread = threading.Thread(target=self._run, name="broker", daemon=True)
         self._lock_descriptor = -1
 
@@ -105,6 +108,13 @@ class Broker:
         self._listener = listener
         self._thread.start()
         return self
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it serves. One that does not, and was not stopped, has let go of all jobs: after
+        `stop` another one can take its place.
+        """
+        return self._thread.is_alive()
 
     def shares(self) -> tuple[Share, ...]:
         """How each job stands now."""
@@ -141,31 +151,49 @@ class Broker:
     # the thread
 
     def _run(self) -> None:
-        connections: set[_Connection] = set()
-        while not self._stopping:
-            ready = self._selector.select(TICK_S)
-            if not ready:
-                self._handle(Ticked())
-            for key, mask in ready:
-                if key.fileobj is self._listener:
-                    connections.add(self._accept())
-                elif isinstance(key.data, _Connection):
-                    if mask & selectors.EVENT_READ and not self._read(key.data):
-                        self._drop(key.data)
-                        connections.discard(key.data)
-                    elif mask & selectors.EVENT_WRITE:
-                        self._flush(key.data)
-        for connection in connections:
-            connection.socket.close()
-        self._selector.close()
-        self._listener.close()
+        try:
+            while not self._stopping:
+                self._serve()
+        finally:  # jobs of a broker that is no more look for the next one
+            for key in tuple(self._selector.get_map().values()):
+                if isinstance(key.data, _Connection):
+                    key.data.socket.close()
+            self._selector.close()
+            self._listener.close()
 
-    def _accept(self) -> _Connection:
-        accepted, _ = self._listener.accept()
+    def _serve(self) -> None:
+        ready = self._selector.select(TICK_S)
+        for key, mask in ready:
+            if key.fileobj is self._listener:
+                self._accept()
+            elif isinstance(key.data, _Connection):
+                if mask & selectors.EVENT_READ and not self._read(key.data):
+                    self._drop(key.data)
+                elif mask & selectors.EVENT_WRITE:
+                    self._flush(key.data)
+        if not ready or self._clock() - self._ticked_s >= TICK_S:
+            self._ticked_s = self._clock()
+            self._handle(Ticked())
+            self._listen(True)
+
+    def _accept(self) -> None:
+        """Where the system refuses one, as without a free descriptor, all who knock wait a tick."""
+        try:
+            accepted, _ = self._listener.accept()
+        except BlockingIOError:
+            return  # who knocked has gone
+        except OSError:
+            self._listen(False)
+            return
         accepted.setblocking(False)
-        connection = _Connection(accepted)
-        self._selector.register(accepted, selectors.EVENT_READ, connection)
-        return connection
+        self._selector.register(accepted, selectors.EVENT_READ, _Connection(accepted))
+
+    def _listen(self, does: bool) -> None:
+        is_registered = self._listener in self._selector.get_map()
+        if does and not is_registered:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        elif is_registered and not does:
+            self._selector.unregister(self._listener)
 
     def _read(self, connection: _Connection) -> bool:
         """False where the connection is over."""
@@ -179,7 +207,11 @@ class Broker:
         while (end := connection.received.find(b"\n")) >= 0:
             line = bytes(connection.received[:end])
             del connection.received[: end + 1]
-            if not self._told(connection, line):
+            try:
+                if not self._told(connection, line):
+                    return False
+            except Exception:  # whatever it said: the others are served on
+                traceback.print_exc()
                 return False
         return bool(data) and len(connection.received) <= LONGEST_LINE_BYTES
 
@@ -200,13 +232,13 @@ class Broker:
                     name = message.member.job
                     self._send(connection, Refused(job=name, reason=f"{name} is here already"))
                     return False
-                if self._aside.get(message.member.job) is connection:
+                if self._aside.get(message.member.job) is connection and message.holds_bytes == 0:
                     return True
             case _ if connection.job is not None and self._jobs[connection.job] is not connection:
                 return True  # the job speaks for itself now
             case Drifted() if message.member.job == connection.job:
                 pass
-            case Wanted() | Returned() | Beginning() if message.job == connection.job:
+            case Wanted() | Returned() | Beginning() | Renewed() if message.job == connection.job:
                 pass
             case _:
                 return False
@@ -215,7 +247,7 @@ class Broker:
 
     def _is_welcome(self, connection: _Connection, message: Joined) -> bool:
         """Whether it may speak for that job from here on. Who stands in steps aside for the job
-        itself, with what is leased to it, unless that is too little to be let in with.
+        itself, with what is leased to it.
         """
         name = message.member.job
         if connection.job not in (None, name):
@@ -231,8 +263,6 @@ class Broker:
             if there.stands_in is None:
                 return False
             self._aside[name] = there
-            if there.stands_in.member.profile.minimum_bytes < message.member.profile.minimum_bytes:
-                self._handle(Left(job=name))
         connection.job = name
         connection.stands_in = message if message.stands_in else None
         self._jobs[name] = connection
@@ -252,11 +282,9 @@ class Broker:
         back = self._aside.pop(name, None)
         if back is None or back.stands_in is None:
             self._handle(Left(job=name))
-            return
-        self._jobs[name] = back
-        held_bytes = back.stands_in.member.profile.minimum_bytes
-        self._handle(replace(back.stands_in, holds_bytes=held_bytes))
-        self._handle(Returned(job=name, lease_bytes=held_bytes))  # the rest was the job's own
+        else:
+            self._jobs[name] = back
+            self._handle(Left(job=name, stand_in=back.stands_in.member))
 
     def _handle(self, event: Event) -> None:
         with self._guard:

@@ -1,18 +1,37 @@
 """One device's bytes, shared: a state machine without clock, threads or sockets.
 
-Why the leases never sum to more than the device: a lease grows in `_grow` only, by what is free,
-and falls only when a job says that it holds no more, or is gone. A cap that falls is a wish.
+Why the leases never sum to more than the device: a lease grows in `_grow` and begins in `_let_in`
+only, by what is free, and falls only when a job says that it holds no more, or is gone. A cap that
+falls is a wish. The one exception is an overdraft: who holds bytes comes back to a new coordinator
+of the same device, late or to a smaller device, and is counted with what it holds, since the bytes
+are there whatever is counted. While leases sum to more than the device nobody grows and nobody is
+let in, so an overdraft only shrinks, by each return and each end, until the next one comes back.
+Caps are divided as ever meanwhile: they sum to the device again where the minima fit it.
 
 Why nobody waits for ever inside a step: a job owns the minimum of its profile from `Admitted` to
 `Left`, and a plan has certified that a step ends with that alone. Asking for more is answered at
 once, with more or with the same; so no job holds bytes while it waits for another's. The one wait,
 before a step begins, holds nothing beyond the lease and is shorter than a step, as that was
-foreseen or was of late.
+foreseen or was of late. A lease is below the minimum only of a job whose minimum has risen: it
+`Drifted`, or comes back as another than the one that was let in. It steps with what it has, as it
+did so far, and what becomes free is its before anybody's; the others' caps leave room for it, and
+they return what is over within a step.
 
-Why every newcomer comes in: those who wait are served by priority, then in their order, and nobody
-passes one who does not fit. While one waits, nobody grows beyond the cap that was computed with it,
-and each job returns what is over within a step. A job that stops answering keeps its lease, since
-its bytes are still there: only its end frees them. Newcomers then wait for it, and are told so.
+Why a lease has a time to live: a job that says nothing for a while is asked whether it is there.
+Its thread that listens answers, however long its step takes; so a job that does not answer is
+stopped, not slow, and at TTL_S after its last word it is SILENT: its cap is its minimum, and the
+others are divided what it does not hold. Its bytes are still there, so nobody gets them: only its
+end frees them, and its next word makes it what it was. Nobody is silent who was not asked, and
+nothing runs out but at a tick, when all that was said by then has been heard; so a clock that
+jumps forward costs at most a moment of silence.
+
+Why every newcomer comes in: those who wait are served by priority, then in their order. While one
+waits, nobody grows beyond the cap that was computed with it, and each job returns what is over
+within a step. Who waits for the end of a job that was here before it came may be passed by those
+who fit meanwhile; once only jobs that came after it are in its way nobody passes it any more. So
+each waits for the ends of those who were before it and of those who had passed by then, and for no
+later ones, of its priority or a lower one: a stream of newcomers of a higher priority is served
+before it for as long as it lasts. That is what a priority is for.
 
 The channel to the lower tier is divided too, where all together would keep it busier than it can be
 (`channel.py`), and jobs that compute beside one of a higher priority are told to yield to it.
@@ -20,13 +39,14 @@ The channel to the lower tier is divided too, where all together would keep it b
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 
 from tensile.budget import format_bytes
-from tensile.coordinator.apportion import Division, Member, Portion, apportion
-from tensile.coordinator.channel import Claim, copy_limits
+from tensile.coordinator.apportion import Division, apportion
+from tensile.coordinator.channel import copy_limits
 from tensile.coordinator.interlock import wait_s
+from tensile.coordinator.job import Job, at_minima
+from tensile.coordinator.job import Share as Share
 from tensile.coordinator.messages import (
     Admitted,
     Begin,
@@ -38,46 +58,17 @@ from tensile.coordinator.messages import (
     Joined,
     Left,
     Refused,
+    Renew,
+    Renewed,
     Returned,
     Target,
     Ticked,
     Wanted,
 )
-from tensile.coordinator.profile import Rung
+from tensile.coordinator.sentences import outgrown, owes, too_large
 
-SILENT_AFTER_S = 10.0
-_SEEN = 3  # steps of a job whose times are remembered
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """How one job stands. `lease_bytes` is 0 for one that waits; `message` says why it does."""
-
-    job: str
-    admitted: bool
-    lease_bytes: int
-    cap_bytes: int
-    minimum_bytes: int
-    rung: int
-    rungs: int
-    speed: float
-    silent_s: float
-    message: str
-
-
-@dataclass(slots=True, kw_only=True)
-class _Job:
-    member: Member
-    heard_s: float
-    lease_bytes: int = 0
-    portion: Portion | None = None
-    told: Target | None = None
-    began_s: float | None = None
-    periods_s: deque[float] = field(default_factory=lambda: deque(maxlen=_SEEN))
-
-    @property
-    def minimum_bytes(self) -> int:
-        return self.member.profile.minimum_bytes
+TTL_S = 30.0  # for so long after a job's last word its lease is good
+_ASKED_AFTER_S = 10.0  # of them it is asked whether it is there
 
 
 class Coordinator:
@@ -89,74 +80,114 @@ class Coordinator:
     def __init__(self, device_bytes: int, opens_at_s: float = 0.0) -> None:
         self.device_bytes = device_bytes
         self._opens_at_s = opens_at_s
-        self._admitted: dict[str, _Job] = {}
-        self._waiting: dict[str, _Job] = {}
+        self._admitted: dict[str, Job] = {}
+        self._waiting: dict[str, Job] = {}
+        self._came = 0
         self._interlocked = False
 
     def handle(self, event: Event, now_s: float) -> tuple[Command, ...]:
         """Raises KeyError for a job that never joined or has left."""
         answer: list[Command] = []
+        try:
+            self._take(event, now_s, answer)
+            self._let_in(now_s, answer)
+        except BaseException:
+            for job in self._admitted.values():
+                job.told = None  # what was to be said is not: it will be, with the next word
+            raise
+        return tuple(answer)
+
+    def _take(self, event: Event, now_s: float, answer: list[Command]) -> None:
         match event:
             case Joined():
                 self._join(event, now_s, answer)
             case Left():
-                self._admitted.pop(event.job, None)
-                self._waiting.pop(event.job, None)
-                self._divide(answer)
+                self._leave(event, now_s, answer)
             case Wanted():
-                job = self._heard(event.job, now_s)
+                job = self._heard(event.job, now_s, answer)
                 if now_s >= self._opens_at_s:
                     self._grow(job, event.lease_bytes)
-                lease_bytes = self._admitted[event.job].lease_bytes
-                answer.append(Granted(job=event.job, lease_bytes=lease_bytes))
+                answer.append(Granted(job=event.job, lease_bytes=job.lease_bytes))
             case Returned():
-                job = self._heard(event.job, now_s)
+                job = self._heard(event.job, now_s, answer)
                 lower_bytes = max(event.lease_bytes, job.minimum_bytes)
                 job.lease_bytes = min(job.lease_bytes, lower_bytes)
             case Drifted():
-                self._drift(event.member, now_s, answer)
+                self._drift(event, now_s, answer)
             case Beginning():
-                job = self._heard(event.job, now_s)
+                job = self._heard(event.job, now_s, answer)
                 if job.began_s is not None and now_s > job.began_s:
                     job.periods_s.append(now_s - job.began_s)
                 after_s = self._wait_s(job, now_s)
                 job.began_s = now_s + after_s
                 answer.append(Begin(job=event.job, after_s=after_s))
+            case Renewed():
+                self._heard(event.job, now_s, answer)
             case Ticked():
-                pass
-        self._let_in(now_s, answer)
-        return tuple(answer)
+                self._expire(now_s, answer)
 
     def shares(self, now_s: float) -> tuple[Share, ...]:
         """All jobs: those on the device, then those that wait, in their order."""
-        return (
-            *(self._share(job, True, now_s) for job in self._admitted.values()),
-            *(self._share(job, False, now_s) for job in self._queue()),
+        here = (
+            job.share(True, now_s, self._message(job, now_s)) for job in self._admitted.values()
         )
+        waiting = (
+            job.share(False, now_s, self._why_waiting(job, now_s))
+            for job in self._queue()
+            if job.name not in self._admitted
+        )
+        return (*here, *waiting)
 
     @property
     def free_bytes(self) -> int:
-        """Of no lease."""
+        """Of no lease. Below 0 is an overdraft."""
         return self.device_bytes - sum(job.lease_bytes for job in self._admitted.values())
 
     # who is on the device
 
     def _join(self, event: Joined, now_s: float, answer: list[Command]) -> None:
-        member = event.member
-        job = _Job(member=member, heard_s=now_s)
-        self._waiting.pop(member.job, None)
-        before = self._admitted.pop(member.job, None)
+        """Who holds bytes is on the device, whatever else is. Where somebody stands in for it, its
+        place is its own, or is kept until there is room for all that it needs.
+        """
+        name, before = event.member.job, self._admitted.get(event.member.job)
+        if event.stands_in and before is not None:
+            return  # the job itself was here first
+        waits = self._waiting.get(name) if event.stands_in else self._waiting.pop(name, None)
+        job = Job(member=event.member, number=self._number(before, event), heard_s=now_s)
         held_bytes = max(event.holds_bytes, 0 if before is None else before.lease_bytes)
-        if held_bytes > 0 and self.free_bytes > 0:
-            # One that comes back late may find less than it holds: it gives up what is over.
-            job.lease_bytes = min(held_bytes, self.free_bytes)
-            self._admitted[member.job] = job
-            answer.append(Admitted(job=member.job, minimum_bytes=job.minimum_bytes))
-            answer.append(Granted(job=member.job, lease_bytes=job.lease_bytes))
+        if event.holds_bytes > 0 or held_bytes >= job.minimum_bytes:
+            job.lease_bytes = held_bytes
+            self._admitted[name] = job
+            if not event.stands_in or waits is None:  # else it is the job itself that would hear it
+                answer.append(Admitted(job=name, minimum_bytes=job.minimum_bytes))
+                answer.append(Granted(job=name, lease_bytes=held_bytes))
         elif job.minimum_bytes > self.device_bytes:
-            answer.append(Refused(job=member.job, reason=self._too_large(job)))
+            answer.append(Refused(job=name, reason=too_large(job.member, self.device_bytes)))
         else:
-            self._waiting[member.job] = job
+            self._waiting[name] = job
+        self._divide(answer)
+
+    def _number(self, before: Job | None, event: Joined) -> int:
+        """Who holds bytes was here before everybody who waits."""
+        if before is not None:
+            return before.number
+        if event.holds_bytes > 0:
+            return 0
+        self._came += 1
+        return self._came
+
+    def _leave(self, event: Left, now_s: float, answer: list[Command]) -> None:
+        self._waiting.pop(event.job, None)
+        left = self._admitted.pop(event.job, None)
+        if event.stand_in is not None:
+            number = self._came if left is None else left.number
+            job = Job(member=event.stand_in, number=number, heard_s=now_s)
+            if left is None:
+                self._waiting[event.job] = job
+            else:
+                job.lease_bytes = min(left.lease_bytes, job.minimum_bytes)
+                self._admitted[event.job] = job
+                answer.append(Granted(job=event.job, lease_bytes=job.lease_bytes))
         self._divide(answer)
 
     def _let_in(self, now_s: float, answer: list[Command]) -> None:
@@ -166,56 +197,170 @@ class Coordinator:
         if now_s < self._opens_at_s:
             return
         for job in self._queue():
-            if job.portion is None or job.minimum_bytes > self.free_bytes:
+            if job.portion is None:
+                continue  # it waits for somebody's end, or behind one who does not
+            missing_bytes = sum(other.missing_bytes for other in self._admitted.values())
+            if self._needed_bytes(job) > self.free_bytes - missing_bytes:
                 break
-            del self._waiting[job.member.job]
+            del self._waiting[job.name]
             job.lease_bytes, job.heard_s = job.minimum_bytes, now_s
-            self._admitted[job.member.job] = job
-            answer.append(Admitted(job=job.member.job, minimum_bytes=job.minimum_bytes))
+            self._admitted[job.name] = job
+            answer.append(Admitted(job=job.name, minimum_bytes=job.minimum_bytes))
             self._tell_all(answer)
-            answer.append(Granted(job=job.member.job, lease_bytes=job.lease_bytes))
+            answer.append(Granted(job=job.name, lease_bytes=job.lease_bytes))
+        untold = False
         for job in self._admitted.values():
-            wanted_bytes = job.minimum_bytes
-            if job.portion is not None and not self._interlocked:
-                wanted_bytes = job.portion.cap_bytes
-            if self._grow(job, wanted_bytes):
-                answer.append(Granted(job=job.member.job, lease_bytes=job.lease_bytes))
+            wanted_bytes = job.minimum_bytes if self._interlocked else job.cap_bytes
+            is_untold = job.told is None and job.portion is not None
+            if self._grow(job, wanted_bytes) or is_untold:
+                answer.append(Granted(job=job.name, lease_bytes=job.lease_bytes))
+            untold = untold or is_untold
+        if untold:
+            self._tell_all(answer)
 
-    def _queue(self) -> list[_Job]:
+    def _queue(self) -> list[Job]:
         return sorted(self._waiting.values(), key=lambda job: -job.member.priority)
+
+    def _needed_bytes(self, job: Job) -> int:
+        """Of the device's free ones, by who waits: what is held for it is its own."""
+        stand_in = self._admitted.get(job.name)
+        return job.minimum_bytes - (0 if stand_in is None else stand_in.lease_bytes)
+
+    def _may_be_passed(self, job: Job, others: Sequence[Job]) -> bool:
+        """Whether it would wait even if, of the others, nobody had come after it."""
+        before_bytes = sum(other.least_bytes for other in others if other.number < job.number)
+        return before_bytes + job.minimum_bytes > self.device_bytes
+
+    # whose lease runs out
+
+    def _heard(self, name: str, now_s: float, answer: list[Command]) -> Job:
+        job = self._admitted[name]
+        if job.heard(now_s):
+            self._divide(answer)
+        return job
+
+    def _expire(self, now_s: float, answer: list[Command]) -> None:
+        expired = False
+        for job in self._admitted.values():
+            if job.asked_s is None:
+                if now_s - job.heard_s >= _ASKED_AFTER_S:
+                    job.asked_s = now_s
+                    answer.append(Renew(job=job.name))
+            elif not job.is_silent and now_s - job.asked_s >= TTL_S - _ASKED_AFTER_S:
+                job.is_silent = expired = True
+        if expired:
+            self._divide(answer)
 
     # who may hold what
 
     def _divide(self, answer: list[Command]) -> None:
         """New caps for all who are here, and for as many of those who wait as fit with them."""
         jobs = list(self._admitted.values())
-        division = self._division(jobs) or Division(portions=(), interlocked=False)
+        division = self._division(jobs)
         for job in self._waiting.values():
             job.portion = None
         for job in self._queue():
-            larger = self._division([*jobs, job])
-            if larger is None:
+            others = [other for other in jobs if other.name != job.name]
+            larger = self._division([*others, job])
+            if larger is not None:
+                jobs, division = [*others, job], larger
+            elif not self._may_be_passed(job, others):
                 break
-            jobs.append(job)
-            division = larger
-        self._interlocked = division.interlocked
-        for job, portion in zip(jobs, division.portions, strict=False):
-            job.portion = portion
+        self._interlocked = division is not None and division.interlocked
+        portions = at_minima(jobs) if division is None else division.portions
+        for job, portion in zip(jobs, portions, strict=True):
+            job.portion, job.outgrew = portion, False
             if not self._interlocked:  # nobody says when it begins a step
                 job.began_s = None
                 job.periods_s.clear()
         self._tell_all(answer)
 
+    def _division(self, jobs: Sequence[Job]) -> Division | None:
+        return apportion([job.counted for job in jobs], self.device_bytes)
+
+    def _drift(self, event: Drifted, now_s: float, answer: list[Command]) -> None:
+        """Its minimum becomes what it owns, as far as there is room; a larger one comes by and by
+        (`_grow`). Who outgrew what was foreseen is no reason for its neighbours to have less, as
+        long as its minimum fits beside what they have.
+        """
+        name, member = event.member.job, event.member
+        waits = self._waiting.get(name)
+        if waits is not None:
+            if member.profile.minimum_bytes > self.device_bytes:
+                answer.append(Refused(job=name, reason=too_large(member, self.device_bytes)))
+                return
+            waits.member = member
+            self._divide(answer)
+            return
+        job = self._heard(name, now_s, answer)
+        others_bytes = sum(j.least_bytes for j in self._admitted.values() if j is not job)
+        least_bytes = member.profile.minimum_bytes
+        if least_bytes > max(self.device_bytes - others_bytes, job.minimum_bytes):
+            room_bytes = self.device_bytes - others_bytes
+            answer.append(Refused(job=name, reason=outgrown(member, others_bytes, room_bytes)))
+            return
+        job.member = member
+        if not (event.outgrew and self._divide_rest(job)):
+            self._divide(answer)
+        self._tell_all(answer)
+
+    def _divide_rest(self, job: Job) -> bool:
+        """Among all who outgrew what was foreseen since the last division, what the others' caps
+        leave; False where that is not enough for them.
+        """
+        job.outgrew = True
+        here = (*self._admitted.values(), *self._waiting.values())
+        outgrown = [each for each in here if each.outgrew]
+        kept_bytes = sum(
+            each.portion.cap_bytes for each in here if not each.outgrew and each.portion is not None
+        )
+        division = apportion([each.counted for each in outgrown], self.device_bytes - kept_bytes)
+        if self._interlocked or division is None or division.interlocked:
+            return False
+        for each, portion in zip(outgrown, division.portions, strict=True):
+            each.portion = portion
+        return True
+
+    def _grow(self, job: Job, wanted_bytes: int) -> bool:
+        """Up to its cap, and by what is free and not promised to the next one who waits."""
+        promised_bytes = 0
+        if job.missing_bytes == 0:
+            promised_bytes = sum(self._needed_bytes(j) for j in self._waiting.values() if j.portion)
+            promised_bytes += sum(j.missing_bytes for j in self._admitted.values())
+        more_bytes = min(
+            min(wanted_bytes, job.cap_bytes) - job.lease_bytes, self.free_bytes - promised_bytes
+        )
+        if more_bytes <= 0:
+            return False
+        job.lease_bytes += more_bytes
+        return True
+
+    def _wait_s(self, job: Job, now_s: float) -> float:
+        """Steps of jobs that are interlocked begin when their curves fit between the others'."""
+        mine = job.rung
+        if not self._interlocked or mine is None:
+            return 0.0
+        room_bytes = self.device_bytes
+        others = []
+        for other in self._admitted.values():
+            if other.is_silent:
+                room_bytes -= other.lease_bytes
+            elif other is not job and other.began_s is not None and other.rung is not None:
+                others.append((other.rung, max(now_s - other.began_s, 0.0)))
+        return wait_s(mine, others, room_bytes)
+
+    # words
+
     def _tell_all(self, answer: list[Command]) -> None:
         """Those on the device, of what they may do beside each other."""
         jobs = list(self._admitted.values())
-        limits = copy_limits([_claim(job) for job in jobs])
+        limits = copy_limits([job.claim for job in jobs])
         highest = max((job.member.priority for job in jobs), default=0)
         for job, copy_share in zip(jobs, limits, strict=True):
             self._tell(job, copy_share, job.member.priority < highest, answer)
 
     def _tell(
-        self, job: _Job, copy_share: float | None, yields: bool, answer: list[Command]
+        self, job: Job, copy_share: float | None, yields: bool, answer: list[Command]
     ) -> None:
         """What to plan for, where that is news. What an interlocked job keeps is what the others'
         caps leave of the device anyway.
@@ -225,12 +370,12 @@ class Coordinator:
             return
         if self._interlocked:
             jobs = (*self._admitted.values(), *self._waiting.values())
-            caps = sum(job.portion.cap_bytes for job in jobs if job.portion is not None)
+            caps = sum(each.portion.cap_bytes for each in jobs if each.portion is not None)
             keeps_bytes = max(self.device_bytes - caps + portion.cap_bytes, 0)
         target = Target(
-            job=portion.job,
-            cap_bytes=portion.cap_bytes,
-            rung=portion.rung,
+            job=job.name,
+            cap_bytes=job.cap_bytes,
+            rung=job.rung_number,
             keeps_bytes=keeps_bytes,
             copy_share=copy_share,
             yields=yields,
@@ -239,111 +384,22 @@ class Coordinator:
             job.told = target
             answer.append(target)
 
-    def _division(self, jobs: list[_Job]) -> Division | None:
-        return apportion([job.member for job in jobs], self.device_bytes)
+    def _message(self, job: Job, now_s: float) -> str:
+        if job.is_silent:
+            return f"SILENT: it {owes(job, now_s)}; only its next word or its end changes that"
+        waits = self._waiting.get(job.name)
+        return "" if waits is None else self._why_waiting(waits, now_s)
 
-    def _drift(self, member: Member, now_s: float, answer: list[Command]) -> None:
-        """Its minimum becomes what it owns, as far as there is room; a larger one comes by and by
-        (`_grow`), and until then it steps with what it has, as it did so far.
-        """
-        job = self._heard(member.job, now_s)
-        others_bytes = sum(j.minimum_bytes for j in self._admitted.values() if j is not job)
-        if others_bytes + member.profile.minimum_bytes > self.device_bytes:
-            answer.append(Refused(job=member.job, reason=self._outgrown(member, others_bytes)))
-            return
-        job.member = member
-        self._divide(answer)
-
-    def _grow(self, job: _Job, wanted_bytes: int) -> bool:
-        """Up to its cap, and by what is free and not promised to the next one who waits."""
-        cap_bytes = job.minimum_bytes if job.portion is None else job.portion.cap_bytes
-        promised_bytes = 0
-        if job.lease_bytes >= job.minimum_bytes:
-            promised_bytes = sum(j.minimum_bytes for j in self._waiting.values() if j.portion)
-            promised_bytes += sum(
-                max(j.minimum_bytes - j.lease_bytes, 0) for j in self._admitted.values()
-            )
-        more_bytes = min(
-            min(wanted_bytes, cap_bytes) - job.lease_bytes, self.free_bytes - promised_bytes
-        )
-        if more_bytes <= 0:
-            return False
-        job.lease_bytes += more_bytes
-        return True
-
-    def _wait_s(self, job: _Job, now_s: float) -> float:
-        """Steps of jobs that are interlocked begin when their curves fit between the others'."""
-        if not self._interlocked or job.portion is None:
-            return 0.0
-        others = [
-            (rung, max(now_s - other.began_s, 0.0))
-            for other in self._admitted.values()
-            if other is not job and other.began_s is not None
-            if (rung := _rung(other)) is not None
-        ]
-        mine = _rung(job)
-        return 0.0 if mine is None else wait_s(mine, others, self.device_bytes)
-
-    # words
-
-    def _heard(self, name: str, now_s: float) -> _Job:
-        job = self._admitted[name]
-        job.heard_s = now_s
-        return job
-
-    def _share(self, job: _Job, admitted: bool, now_s: float) -> Share:
-        rung = job.member.profile.rung_for(job.lease_bytes)
-        speed = job.member.profile.speed(rung)
-        if admitted and job.portion is not None:
-            rung, speed = job.portion.rung, job.portion.speed
-        return Share(
-            job=job.member.job,
-            admitted=admitted,
-            lease_bytes=job.lease_bytes,
-            cap_bytes=job.lease_bytes if job.portion is None else job.portion.cap_bytes,
-            minimum_bytes=job.minimum_bytes,
-            rung=rung,
-            rungs=len(job.member.profile.rungs),
-            speed=speed,
-            silent_s=now_s - job.heard_s,
-            message="" if admitted else self._why_waiting(job, now_s),
-        )
-
-    def _why_waiting(self, job: _Job, now_s: float) -> str:
+    def _why_waiting(self, job: Job, now_s: float) -> str:
         if now_s < self._opens_at_s:
             return "waits until the jobs that were here before have come back"
         free = format_bytes(max(self.free_bytes, 0))
-        needed = f"waits for {format_bytes(job.minimum_bytes)}, of which {free} are free"
-        silent = [name for name, j in self._admitted.items() if now_s - j.heard_s > SILENT_AFTER_S]
-        return f"{needed}; {', '.join(silent)} did not answer of late" if silent else needed
-
-    def _too_large(self, job: _Job) -> str:
-        return (
-            f"the least that {job.member.job} can do with is {format_bytes(job.minimum_bytes)}, "
-            f"and the device has {format_bytes(self.device_bytes)}"
-        )
-
-    def _outgrown(self, member: Member, others_bytes: int) -> str:
-        return (
-            f"the least that {member.job} can do with turned out to be "
-            f"{format_bytes(member.profile.minimum_bytes)}; beside the other jobs' "
-            f"{format_bytes(others_bytes)} the device has "
-            f"{format_bytes(self.device_bytes - others_bytes)}"
-        )
-
-
-def _claim(job: _Job) -> Claim:
-    share = 0.0
-    if job.portion is not None:
-        share = job.member.profile.predicted(job.portion.cap_bytes).copy_share
-    return Claim(share=share, weight=job.member.weight, priority=job.member.priority)
-
-
-def _rung(job: _Job) -> Rung | None:
-    """The one that it is on, with the time that its steps were seen to take: predictions are of the
-    work alone. The least of some, since there may be a pause beside any.
-    """
-    if job.portion is None:
-        return None
-    rung = job.member.profile.rungs[job.portion.rung]
-    return rung if len(job.periods_s) < _SEEN else replace(rung, step_s=min(job.periods_s))
+        reasons = [f"waits for {format_bytes(self._needed_bytes(job))}, of which {free} are free"]
+        if self.free_bytes < 0:
+            reasons.append(f"the jobs here hold {format_bytes(-self.free_bytes)} too much")
+        reasons += [
+            f"{other.name} {owes(other, now_s)}"
+            for other in self._admitted.values()
+            if other.is_silent and other.lease_bytes > other.minimum_bytes
+        ]
+        return "; ".join(reasons)

@@ -1,7 +1,8 @@
 """A job's end of the broker's socket: how much it may hold now, and the words for more and less.
 
 Where the broker is gone the job goes on with what it holds, and says so to the next one at that
-path. Every call answers within a bounded time.
+path. Every call answers within a bounded time. A thread listens, and answers where the broker asks
+whether the job is there, whatever the others do.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from tensile.coordinator.messages import (
     Joined,
     Look,
     Refused,
+    Renew,
+    Renewed,
     Returned,
     Target,
     Wanted,
@@ -115,11 +118,11 @@ class Lease:
             self._news.wait_for(lambda: self._closed or self._socket is None, self._after_s)
             return time.monotonic() - begin_s
 
-    def changed(self, member: Member) -> None:
-        """The job is another than was thought: a new profile."""
+    def changed(self, member: Member, *, outgrew: bool = False) -> None:
+        """The job is another than was thought: a new profile; or held more than was foreseen."""
         with self._news:
             self._member = member
-            self._say(Drifted(member=member))
+            self._say(Drifted(member=member, outgrew=outgrew))
 
     @property
     def is_connected(self) -> bool:
@@ -180,15 +183,13 @@ class Lease:
     def _run(self) -> None:
         while not self._closed:
             connection = self._connected()
-            if connection is None:
-                with self._news:
-                    self._news.wait_for(lambda: self._closed, AGAIN_S)
-                continue
-            with connection:
-                self._listen(connection)
+            if connection is not None:
+                with connection:
+                    self._listen(connection)
             with self._news:
                 self._socket = None
                 self._news.notify_all()
+                self._news.wait_for(lambda: self._closed, AGAIN_S)  # also where it was cut off
 
     def _connected(self) -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -234,6 +235,8 @@ class Lease:
                 self.lease_bytes = message.lease_bytes
             case Begin():
                 self._after_s = message.after_s
+            case Renew():
+                self._say(Renewed(job=self._member.job))
         if isinstance(message, Granted | Begin):
             self._heard = number
 

@@ -21,9 +21,12 @@ class Joined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """A job ended, however it did: its process is gone, and its bytes with it."""
+    """A job ended, however it did: its process is gone, and its bytes with it; but for the minimum
+    of who stands in for it, if anybody does.
+    """
 
     job: str
+    stand_in: Member | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +47,19 @@ class Returned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drifted:
-    """A job turned out to be another than its profile said."""
+    """A job is another than its profile said, or wants to be; or, where it `outgrew` that, held
+    more than was foreseen.
+    """
 
     member: Member
+    outgrew: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewed:
+    """A job is there: the answer to Renew. Whatever else it says means the same."""
+
+    job: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +87,7 @@ class Device:
     free_bytes: int
 
 
-Event = Joined | Left | Wanted | Returned | Drifted | Beginning | Ticked
+Event = Joined | Left | Wanted | Returned | Drifted | Beginning | Renewed | Ticked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,4 +140,11 @@ class Begin:
     after_s: float
 
 
-Command = Admitted | Refused | Target | Granted | Begin
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renew:
+    """The job answers with Renewed, or its lease runs out."""
+
+    job: str
+
+
+Command = Admitted | Refused | Target | Granted | Begin | Renew

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, Self
 
 SAMPLES = 32  # of a step's curve
+SHORTEST_S, LONGEST_S = 1e-12, 1e12  # of a step: what is beyond has no ratio to another
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,7 @@ class Rung:
     """A plan: the lease it needs, the time of its step, and the most bytes that it holds in each of
     `SAMPLES` equal parts of that time. In a step it copies `copied_bytes` out and in, for which the
     busier direction of the channel to the lower tier works `copy_s`, if it is the job's alone.
+    Raises ValueError for what no step can be.
     """
 
     bytes: int
@@ -24,6 +26,20 @@ class Rung:
     curve: tuple[int, ...]
     copied_bytes: int = 0
     copy_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.curve) != SAMPLES or not 0 < max(self.curve) <= self.bytes:
+            raise ValueError(f"a curve must have {SAMPLES} parts of at most {self.bytes} bytes")
+        if not SHORTEST_S <= self.step_s <= LONGEST_S:
+            raise ValueError(
+                f"step_s: {self.step_s!r} is no time of a step; it must be from "
+                f"{SHORTEST_S:g} to {LONGEST_S:g} seconds"
+            )
+        if not 0 <= self.copy_s <= LONGEST_S or self.copied_bytes < 0:
+            raise ValueError(
+                f"copy_s: {self.copy_s!r} for {self.copied_bytes!r} bytes is no time of copies; "
+                "both are 0 for a step that copies nothing"
+            )
 
     @property
     def copy_share(self) -> float:
@@ -77,9 +93,6 @@ class Profile:
         for upper, lower in pairwise(self.rungs):
             if upper.bytes <= lower.bytes or upper.step_s > lower.step_s:
                 raise ValueError(f"rungs must go down: {upper.bytes}, then {lower.bytes} bytes")
-        for rung in self.rungs:
-            if len(rung.curve) != SAMPLES or not 0 < max(rung.curve) <= rung.bytes:
-                raise ValueError(f"a curve must have {SAMPLES} parts of at most {rung.bytes} bytes")
 
     @property
     def peak_bytes(self) -> int:

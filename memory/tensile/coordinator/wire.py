@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from tensile.coordinator import messages
 from tensile.coordinator.apportion import Member
 from tensile.coordinator.coordinator import Share
 from tensile.coordinator.messages import Command, Event
-from tensile.coordinator.profile import Profile
+from tensile.coordinator.profile import Profile, Rung
 
 LONGEST_LINE_BYTES = 2**20
 Message = Event | Command | Share | messages.Look | messages.Device
@@ -29,6 +29,7 @@ _KINDS: dict[str, type[Any]] = {
         messages.Returned,
         messages.Drifted,
         messages.Beginning,
+        messages.Renewed,
         messages.Ticked,
         messages.Look,
         messages.Device,
@@ -37,9 +38,12 @@ _KINDS: dict[str, type[Any]] = {
         messages.Target,
         messages.Granted,
         messages.Begin,
+        messages.Renew,
         Share,
     )
 }
+
+_TYPES = {kind: get_type_hints(kind) for kind in (*_KINDS.values(), Rung)}
 
 
 class WireError(ValueError):
@@ -52,17 +56,40 @@ def encode(message: Message, number: int) -> bytes:
 
 
 def decode(line: bytes) -> tuple[int, Message]:
-    """Raises WireError."""
+    """Raises WireError for a line that is no message, or one with a value of another kind."""
     try:
         fields = json.loads(line)
-        kind, number = _KINDS[fields.pop("type")], int(fields.pop("number"))
+        kind, number = _KINDS[fields.pop("type")], fields.pop("number")
         if "member" in fields:
             fields["member"] = _member(fields["member"])
+        _check("number", number, int)
+        for name, value in fields.items():
+            _check(name, value, _TYPES[kind][name])
         message: Message = kind(**fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"{line[:80]!r} is no message of this version: {error}") from error
     return number, message
 
 
 def _member(fields: Mapping[str, Any]) -> Member:
-    return Member(**{**fields, "profile": Profile.from_json(fields["profile"]["rungs"])})
+    rungs = fields["profile"]["rungs"]
+    for rung in rungs:
+        for name, value in rung.items():
+            if name == "curve":
+                for held_bytes in value:
+                    _check(name, held_bytes, int)
+            else:
+                _check(name, value, _TYPES[Rung][name])
+    return Member(**{**fields, "profile": Profile.from_json(rungs)})
+
+
+def _check(name: str, value: object, hint: Any) -> None:
+    """JSON has no types of ours: true is no number, and a number without a point may be one of
+    seconds.
+    """
+    allowed = get_args(hint) or (hint,)
+    is_number = type(value) is int and abs(value) < 2**63
+    if is_number and (int in allowed or float in allowed):
+        return
+    if type(value) is int or type(value) not in allowed:
+        raise TypeError(f"{name}: {value!r:.40} is no {getattr(hint, '__name__', hint)}")
