@@ -105,7 +105,7 @@ def test_a_job_that_no_device_can_hold_is_refused_with_the_ways_out(desk: Desk) 
     accepted, _ = desk.platform.submit(swin(), "again", "u")
     desk.forecasts.ladder = HUGE
     said = "does not fit: no plan of its step keeps less than 2GiB"
-    with pytest.raises(UserError, match=f"job swin: {said}.*smaller params.batch_size, shard it"):
+    with pytest.raises(UserError, match=f"job swin: {said}.*at most 4 instead of 8"):
         desk.platform.submit(swin(), None, "u")
     assert desk.platform.plan(swin()).message.startswith(said)
     repeated, new = desk.platform.submit(swin(), "again", "u")  # that was acknowledged

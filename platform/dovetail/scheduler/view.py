@@ -80,7 +80,9 @@ class Holding:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedJob:
     """A job that waits. `seq` is the order of submission, `after` the earliest time to start,
-    `terms` what it comes back on after it ran out of memory.
+    `terms` what it comes back on after it ran out of memory. `peak_bytes` is what a job takes that
+    nobody plans and that declares nothing, as far as that is foreseen; `batch_size` is its
+    family's.
     """
 
     id: str
@@ -90,6 +92,8 @@ class QueuedJob:
     devices: int
     cpus: float
     memory_bytes: int | None
+    peak_bytes: int | None = None
+    batch_size: int | None = None
     waits_for_release: bool = False
     after: datetime | None = None
     sharing: Sharing = Sharing()
