@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from dovetail.service.code import CodeShelf
 from dovetail.service.forecasts import Forecasts
 from dovetail.service.outlooks import Foreseen, Outlooks
-from dovetail.service.use_cases import Platform
-from dovetail.settings import Settings
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.load import load_data
 from dovetail_jobs.spec import JobSpec
 from helpers.bench import Bench
+from helpers.bench_api import platform_of
 from helpers.build import GIB, MIB, profile
 from tensile.coordinator import Profile
 
@@ -43,19 +41,7 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.bench = Bench(folder, cpus=4.0)
         self.forecasts, self.outlooks = Scripted(folder / "forecasts"), Outlooks()
-        self.platform = Platform(
-            store=self.bench.store,
-            storage=self.bench.storage,
-            state=self.bench.state,
-            server=self.bench.server,
-            changes=self.bench.changes,
-            nudge=lambda: None,
-            code=CodeShelf(self.bench.storage, 1),
-            forecasts=self.forecasts,
-            outlooks=self.outlooks,
-            settings=Settings.from_environment({"DOVETAIL_HOME": str(folder)}),
-            url="",
-        )
+        self.platform = platform_of(self.bench, self.forecasts, self.outlooks)
 
     def started(self, spec: JobSpec) -> str:
         job, _ = self.platform.submit(spec, None, "u")

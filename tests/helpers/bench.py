@@ -37,6 +37,7 @@ class Bench:
         url: str | None = None,
         devices: int = 1,
         cpus: float = 2.0,
+        device_bytes: int = 2**30,
         auto_release: bool = True,
         foresight: Callable[[Callable[[Foreseen], None]], Foresight] | None = None,
     ) -> None:
@@ -46,7 +47,7 @@ class Bench:
         self.store = Store(url or f"sqlite:///{folder / 'store.sqlite3'}")
         self.storage = LocalStorage(folder / "storage")
         self.state, self.server, self.changes = ClusterState(), ServerState(), Changes()
-        self.nodes = one_node(devices, cpus=cpus)
+        self.nodes = one_node(devices, device_bytes, cpus)
         self.auto_release, self.foresight = auto_release, foresight
         self.daemon = self.new_daemon()
         self.turn()

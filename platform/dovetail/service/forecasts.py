@@ -39,9 +39,10 @@ class Forecasts:
         workdir: Path | None = None,
         code: str | None = None,
         in_background: bool = False,
+        limit_s: float = TIME_LIMIT_S,
     ) -> Answer:
-        """The forecast of a resolved family's job. Blocks for seconds where it is not kept yet.
-        `in_background` leaves the processors to others.
+        """The forecast of a resolved family's job. Blocks for seconds where it is not kept yet, at
+        most for `limit_s`. `in_background` leaves the processors to others.
 
         Raises UserError for a script, and where the step cannot be foreseen.
         """
@@ -49,7 +50,9 @@ class Forecasts:
         if answer is not None and "profile" in answer:  # an older Dovetail's has none
             return answer
         measured = {name: value for name, value in (answer or {}).items() if name in _MEASURED}
-        answer = rehearse(spec, workdir=workdir, profile=True, in_background=in_background)
+        answer = rehearse(
+            spec, workdir=workdir, profile=True, in_background=in_background, limit_s=limit_s
+        )
         answer |= measured
         self._keep(spec, code, answer)
         return answer
@@ -105,6 +108,7 @@ def rehearse(
     steps: int = 0,
     profile: bool = False,
     in_background: bool = False,
+    limit_s: float = TIME_LIMIT_S,
 ) -> Answer:
     """Ask a child process, which imports torch and the job's own code, and ends.
 
@@ -134,10 +138,10 @@ def rehearse(
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.setpriority(os.PRIO_PROCESS, child.pid, _NICE)
         try:
-            out, err = child.communicate(json.dumps(request).encode(), timeout=TIME_LIMIT_S)
+            out, err = child.communicate(json.dumps(request).encode(), timeout=limit_s)
         except subprocess.TimeoutExpired:
             raise UserError(
-                f"job {spec.name}: its memory was not foreseen within {TIME_LIMIT_S:g} s"
+                f"job {spec.name}: its memory was not foreseen within {limit_s:g} s"
             ) from None
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
