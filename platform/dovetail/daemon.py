@@ -303,7 +303,7 @@ class Daemon:
             case NodesSeen():
                 self._state.nodes(message.nodes)
             case DevicesSeen():
-                self._state.devices.saw(message, self._clock())
+                self._state.devices.saw(message, self._clock(), self._monotonic())
                 return  # each second, and no follower of a job waits for it
             case Woken():
                 self._to_read.add(message.attempt_id)

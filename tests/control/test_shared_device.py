@@ -11,6 +11,7 @@ from dovetail.service.code import CodeShelf
 from dovetail.service.forecasts import Forecasts
 from dovetail.service.foresight import Foresight, Measured
 from dovetail.service.outlooks import Foreseen
+from dovetail.service.views import job_view
 from dovetail.store.records import JobRecord
 from dovetail_jobs.lifecycle import Reason, State
 from dovetail_jobs.spec import JobSpec
@@ -155,6 +156,25 @@ def test_a_script_shares_only_what_it_declares(tmp_path: Path) -> None:
     whole = room.submit("d")
     assert room.job(whole).state is State.QUEUED
     assert [room.cluster.launched[f"{job_id}.1"].share for job_id in small] == [True, True]
+    room.store.close()
+
+
+def test_how_it_is_known_what_a_job_takes_is_shown(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=4.0)
+
+    def shown(job_id: str) -> tuple[str | None, int | None]:
+        memory = job_view(room.job(job_id), room.storage).memory
+        return memory.provenance, memory.forecast_bytes
+
+    assert shown(room.submit("a", resources={"memory": "100MiB"})) == ("declared", None)
+    assert shown(room.submit("b")) == (None, None)
+    family = room.managed("c")
+    assert shown(family) == (None, None)
+    room.foresee(family)
+    assert shown(family) == ("traced", 600 * MIB)
+    again = room.managed("d")
+    room.daemon.step([Foreseen(job_id=again, peak_bytes=700 * MIB, provenance="measured")])
+    assert shown(again) == ("measured", 700 * MIB)
     room.store.close()
 
 

@@ -22,6 +22,7 @@ from dovetail_jobs.spec import JobSpec
 
 TIME_LIMIT_S = 300.0
 _NICE = 10
+_SHAPES = ("name", "momentum", "weight_decay")  # of an optimizer: what it keeps and what it makes
 _MEASURED = ("measured_bytes", "measured_busy")
 Answer = dict[str, Any]
 
@@ -157,11 +158,16 @@ def rehearse(
 
 
 def _configuration(spec: JobSpec, code: str | None) -> str:
-    """Equal for jobs whose steps are equal: what does not shape a step is left out."""
+    """Equal for jobs whose steps are equal: what does not shape a step is left out. The world size
+    is in it, since the batch is divided by it.
+    """
     known = spec.to_json()
     train = {**known["train"]} if known["train"] else {}
+    if train:
+        train["optimizer"] = {name: train["optimizer"][name] for name in _SHAPES}
     for other in ("steps", "epochs", "seed", "validate", "checkpoint", "schedule"):
         train.pop(other, None)
     versions = {name: version(name) for name in ("torch", "dovetail")}
-    parts = [known["family"], known["params"], train, known["resources"]["cpus"], code, versions]
+    size = {name: known["resources"][name] for name in ("devices", "cpus")}
+    parts = [known["family"], known["params"], train, size, code, versions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
