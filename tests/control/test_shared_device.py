@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dovetail.service.code import CodeShelf
+from dovetail.service.devices import Devices
 from dovetail.service.forecasts import Forecasts
 from dovetail.service.foresight import Foresight, Measured
 from dovetail.service.outlooks import Foreseen
@@ -67,6 +68,37 @@ def test_three_jobs_that_share_run_at_once(tmp_path: Path) -> None:
     assert {(launch.device, launch.share, launch.priority) for launch in launches} == {
         ("cpu:0", True, 50)
     }
+    room.store.close()
+
+
+def leases(room: Room) -> list[int | None]:
+    (device,) = Devices(room.state, room.store).now()
+    assert sum(use.lease_bytes or 0 for use in device.jobs) + (device.free_bytes or 0) <= 2**30
+    return [use.lease_bytes for use in device.jobs]
+
+
+def test_their_leases_follow_who_comes_and_who_goes(tmp_path: Path) -> None:
+    """As the coordinator of a real broker gives them, at the daemon's end of it."""
+    room = Room(tmp_path, cpus=4.0)
+    first = room.managed("a", share=True)
+    room.foresee(first)
+    assert leases(room) == [None]  # its process has not begun, and was not foreseen before
+    room.cluster.begin(f"{first}.1")
+    room.turn()
+    assert leases(room) == [600 * MIB]
+    second, third = room.managed("b", share=True), room.managed("c", share=True)
+    room.foresee(second)
+    assert leases(room) == [512 * MIB] * 2
+    room.foresee(third)
+    assert leases(room) == [2**30 // 3] * 3
+    room.cluster.lose(f"{second}.1")
+    room.turn()
+    assert leases(room) == [2**30 // 3] * 3  # its second attempt came at once
+    room.finish(third)
+    assert leases(room) == [512 * MIB] * 2
+    room.cluster.finish(f"{first}.1")
+    room.turn()
+    assert leases(room) == [600 * MIB]
     room.store.close()
 
 

@@ -13,13 +13,15 @@ from dovetail.scheduler.policies import priority
 from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
 from dovetail.service.foresight import Foresight
-from dovetail.service.outlooks import Foreseen
+from dovetail.service.outlooks import Foreseen, Outlooks, sharing
 from dovetail.service.server_state import ServerState
 from dovetail.store.records import JobRecord
 from dovetail.store.store import Store
 from dovetail_jobs.lifecycle import CancelRequested
 from dovetail_jobs.spec import JobSpec
+from dovetail_workers.launch import Launch
 from dovetail_workers.storage.local import LocalStorage
+from tensile.coordinator import Profile
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -53,6 +55,7 @@ class Bench:
         self.turn()
 
     def new_daemon(self) -> Daemon:
+        self.outlooks = Outlooks()
         return Daemon(
             store=self.store,
             storage=self.storage,
@@ -61,14 +64,24 @@ class Bench:
             changes=self.changes,
             policy=priority,
             cluster=lambda deliver: FakeCluster(
-                deliver, self.storage, self.nodes, auto_release=self.auto_release
+                deliver,
+                self.storage,
+                self.nodes,
+                auto_release=self.auto_release,
+                profile_of=self._profile_of,
             ),
             holder="bench",
             server=self.server,
             foresight=self.foresight,
+            outlooks=self.outlooks,
             clock=lambda: self.now - self.set_back,
             monotonic=lambda: self.monotonic(),
         )
+
+    def _profile_of(self, launch: Launch) -> Profile | None:
+        """A worker's own trace says what the forecast said."""
+        found = self.outlooks.of(launch.job_id)
+        return sharing(JobSpec.model_validate(launch.spec), found).profile
 
     @property
     def cluster(self) -> FakeCluster:
