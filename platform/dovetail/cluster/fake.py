@@ -149,8 +149,11 @@ class FakeCluster:
         self.tell(ClusterLost(cause=cause))
 
     def _join(self, attempt_id: str) -> None:
-        seen = self._devices.join(self.launched[attempt_id], self._placed[attempt_id])
-        if seen is not None:
+        """Unless somebody else launched it: then it has joined there."""
+        node_id = self._placed.get(attempt_id)
+        if node_id is None:
+            return
+        if (seen := self._devices.join(self.launched[attempt_id], node_id)) is not None:
             self.tell(seen)
 
     def _gone(self, attempt_id: str) -> None:
