@@ -135,8 +135,8 @@ def _slowdowns(tenants: Sequence[Tenant], together: Together) -> float:
 
 def _loss(before: Together, after: Together) -> str:
     """What a newcomer, the last, costs: computing, memory, or both."""
-    alone = (*before.speeds, 1.0)
-    slower = any(now < then - _SAME for now, then in zip(after.speeds, alone, strict=True))
+    were = (*before.speeds, 1.0)
+    slower = any(now < was - _SAME for now, was in zip(after.speeds, were, strict=True))
     causes = [
         *(["keep it busy"] if after.busy > 1 else []),
         *(["would wait for memory"] if slower else []),
