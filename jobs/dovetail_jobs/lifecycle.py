@@ -115,6 +115,13 @@ class LaunchFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RuledOut:
+    """No device of the cluster can ever hold the job."""
+
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequested:
     by: str
 
@@ -133,7 +140,7 @@ class AttemptReleased:
 
 Event = (
     Placed | AttemptStarted | AttemptSucceeded | ProgramFailed | WorkerLost | LaunchFailed
-    | MemoryRanOut | CancelRequested | TimeLimitReached | AttemptReleased
+    | MemoryRanOut | RuledOut | CancelRequested | TimeLimitReached | AttemptReleased
 )  # fmt: skip
 
 
@@ -203,7 +210,7 @@ def transition(facts: JobFacts, event: Event) -> Change | None:
 
 def is_stale(facts: JobFacts, event: Event) -> bool:
     """Whether the event names an attempt, and not the one that may speak now."""
-    if isinstance(event, CancelRequested | TimeLimitReached):
+    if isinstance(event, CancelRequested | RuledOut | TimeLimitReached):
         return False
     return event.attempt != facts.attempt + isinstance(event, Placed)
 
@@ -289,6 +296,10 @@ def _out_of_memory(facts: JobFacts, event: MemoryRanOut) -> Change:
     )
 
 
+def _ruled_out(facts: JobFacts, event: RuledOut) -> Change:
+    return Change(state=State.FAILED, reason=Reason.DOES_NOT_FIT, message=event.cause)
+
+
 def _cancelled(facts: JobFacts, event: CancelRequested) -> Change:
     return Change(
         state=State.CANCELLED,
@@ -369,6 +380,7 @@ _RELEASED = _stays("attempt {event.attempt} gave its device back")
 
 TABLE: Final[dict[tuple[State, type[Event]], Rule]] = {
     (State.QUEUED, Placed): _placed,
+    (State.QUEUED, RuledOut): _ruled_out,
     (State.QUEUED, CancelRequested): _cancelled,
     (State.QUEUED, AttemptReleased): _RELEASED,
     (State.STARTING, AttemptStarted): _started,

@@ -140,8 +140,9 @@ Share = Literal["auto"] | bool
 
 class Resources(_Model):
     """`cpus` is per rank: it books Ray's logical cpus and fixes the rank's thread count. `memory`
-    is what admission reserves, and no more is used. `min_speed` is the least that neighbours may
-    leave of the job's speed, by what memory costs it: stalls and recomputation, not computing.
+    is what admission reserves, and no more is used. `min_speed` is the least that a device and
+    neighbours may leave of the job's speed, by what memory costs it: stalls and recomputation, not
+    computing.
     """
 
     devices: Positive = 1

@@ -31,6 +31,7 @@ from dovetail_jobs.errors import (
 
 Json = dict[str, Any]
 FORECAST_S = 300.0
+SUBMIT_S = 30.0  # for the server to foresee the memory of what it does not know yet
 _KINDS = (DovetailError, UserError, NotFound, AuthError, Unreachable, DatabaseLost, Conflict)
 _ERRORS: dict[str, type[DovetailError]] = {kind.code: kind for kind in _KINDS}
 UPLOAD_S = 60.0  # for the server to look through an archive and to store it
@@ -73,10 +74,11 @@ class Client:
         more: the key makes that safe.
         """
         headers, query = {"Idempotency-Key": key}, _code_query(code)
+        asked: Any = {"query": query, "body": spec, "headers": headers, "wait_s": SUBMIT_S}
         try:
-            job, answer = self._ask("POST", "/jobs", query=query, body=spec, headers=headers)
+            job, answer = self._ask("POST", "/jobs", **asked)
         except Unreachable:
-            job, answer = self._ask("POST", "/jobs", query=query, body=spec, headers=headers)
+            job, answer = self._ask("POST", "/jobs", **asked)
         return job, answer.status == 201
 
     def plan(self, spec: Json, code: str | None = None) -> Json:

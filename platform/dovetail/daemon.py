@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from dovetail.cluster.protocol import (
@@ -34,7 +34,7 @@ from dovetail.cluster.protocol import (
     WorkerGone,
 )
 from dovetail.scheduler.cycle import schedule
-from dovetail.scheduler.decisions import Start
+from dovetail.scheduler.decisions import RuleOut, Start
 from dovetail.scheduler.policies import Policy
 from dovetail.service import picture
 from dovetail.service.changes import Changes
@@ -43,6 +43,7 @@ from dovetail.service.elapsed import Elapsed
 from dovetail.service.fences import Fences
 from dovetail.service.foresight import Foresight
 from dovetail.service.journals import Journals
+from dovetail.service.known_devices import KnownDevices
 from dovetail.service.outlooks import Foreseen, Outlooks, warnings
 from dovetail.service.server_state import ServerState
 from dovetail.service.tenure import Tenure, boot_clock_s
@@ -111,6 +112,7 @@ class Daemon:
         self._elapsed = Elapsed(monotonic)
         self._journals = Journals(storage, changes, clock)
         self._fences = Fences(storage, self._elapsed, clock)
+        self._known_devices = KnownDevices(monotonic)
         self._tenure = Tenure(store, holder, monotonic=monotonic)
         self._decides = False
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -301,7 +303,7 @@ class Daemon:
             case NodesSeen():
                 self._state.nodes(message.nodes)
             case DevicesSeen():
-                self._state.devices.saw(message, self._clock())
+                self._state.devices.saw(message, self._clock(), self._monotonic())
                 return  # each second, and no follower of a job waits for it
             case Woken():
                 self._to_read.add(message.attempt_id)
@@ -402,13 +404,18 @@ class Daemon:
             self._store.tell(found.job_id, "Warned", said, self._clock())
 
     def _schedule(self, active: list[JobRecord]) -> None:
-        now = self._clock()
-        view = picture.cluster_view(
-            self._state.facts.nodes, active, now, self._elapsed, self._outlooks
-        )
+        now, nodes = self._clock(), self._state.facts.nodes
+        view = picture.cluster_view(nodes, active, now, self._elapsed, self._outlooks)
+        view = replace(view, absent=self._known_devices.absent(self._store, nodes, now))
         jobs = {job.id: job for job in active}
         for decision in schedule(view, self._policy, now):
             job = jobs[decision.job_id]
+            if isinstance(decision, RuleOut):
+                ruled_out = lifecycle.RuledOut(cause=decision.message)
+                if self._store.apply(job.id, job.version, ruled_out, now) is not None:
+                    log.info("ruled out job=%s: %s", job.id, decision.message)
+                    self._changes.bump()
+                continue
             if not isinstance(decision, Start):
                 if decision.reason is Reason.WAITING_FOR_RELEASE and self._just_ended(job):
                     continue

@@ -171,11 +171,32 @@ def test_the_history_is_bounded_in_number_and_in_time() -> None:
     devices = SharedDevices()
     shares = DeviceShares(device="cpu:0", bytes=2**30, jobs=(share("a.1"),))
     for half_second in range(2 * MOST_SAMPLES):
-        at = NOON + timedelta(seconds=half_second / 2)
-        devices.saw(DevicesSeen(node_id="n", devices=(shares,)), at)
+        devices.saw(DevicesSeen(node_id="n", devices=(shares,)), NOON, half_second / 2)
     assert len(devices.samples("n", "cpu:0")) == MOST_SAMPLES
-    devices.saw(DevicesSeen(node_id="n", devices=(shares,)), NOON + timedelta(hours=5))
+    devices.saw(DevicesSeen(node_id="n", devices=(shares,)), NOON, 5 * 3600.0)
     assert len(devices.samples("n", "cpu:0")) == 1
+
+
+@pytest.mark.parametrize("jump", [timedelta(hours=3), timedelta(hours=-3)])
+def test_a_clock_that_jumps_neither_empties_the_history_nor_mixes_it_up(
+    bench: Bench, jump: timedelta
+) -> None:
+    bench.submit("swin")
+    for second in range(4):
+        bench.cluster.share("cpu:0", share("other.1", lease_bytes=second))
+        bench.turn(1)
+        bench.now += timedelta(seconds=1)
+        bench.set_back = -jump if second >= 1 else timedelta()
+    samples = bench.state.devices.samples(bench.nodes[0].id, "cpu:0")
+    assert [sample.at - NOON for sample in samples] == [timedelta(seconds=s) for s in range(4)]
+    set_to = NOON + jump
+    assert bench.state.devices.at(set_to, 5.0) == NOON + timedelta(seconds=5)
+
+
+def test_a_history_that_begins_again_reads_the_clock_again() -> None:
+    devices = SharedDevices()
+    assert devices.at(NOON, 7.0) == NOON
+    assert devices.at(NOON + timedelta(hours=1), 8.0) == NOON + timedelta(hours=1)
 
 
 def test_the_pipe_brings_it_as_it_was_sent() -> None:

@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from dovetail.service.code import CodeShelf
 from dovetail.service.forecasts import Forecasts
 from dovetail.service.outlooks import Foreseen, Outlooks
-from dovetail.service.use_cases import Platform
-from dovetail.settings import Settings
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.load import load_data
 from dovetail_jobs.spec import JobSpec
 from helpers.bench import Bench
+from helpers.bench_api import platform_of
 from helpers.build import GIB, MIB, profile
 from tensile.coordinator import Profile
 
@@ -43,19 +41,7 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.bench = Bench(folder, cpus=4.0)
         self.forecasts, self.outlooks = Scripted(folder / "forecasts"), Outlooks()
-        self.platform = Platform(
-            store=self.bench.store,
-            storage=self.bench.storage,
-            state=self.bench.state,
-            server=self.bench.server,
-            changes=self.bench.changes,
-            nudge=lambda: None,
-            code=CodeShelf(self.bench.storage, 1),
-            forecasts=self.forecasts,
-            outlooks=self.outlooks,
-            settings=Settings.from_environment({"DOVETAIL_HOME": str(folder)}),
-            url="",
-        )
+        self.platform = platform_of(self.bench, self.forecasts, self.outlooks)
 
     def started(self, spec: JobSpec) -> str:
         job, _ = self.platform.submit(spec, None, "u")
@@ -105,7 +91,7 @@ def test_a_job_that_no_device_can_hold_is_refused_with_the_ways_out(desk: Desk) 
     accepted, _ = desk.platform.submit(swin(), "again", "u")
     desk.forecasts.ladder = HUGE
     said = "does not fit: no plan of its step keeps less than 2GiB"
-    with pytest.raises(UserError, match=f"job swin: {said}.*smaller params.batch_size, shard it"):
+    with pytest.raises(UserError, match=f"job swin: {said}.*at most 4 instead of 8"):
         desk.platform.submit(swin(), None, "u")
     assert desk.platform.plan(swin()).message.startswith(said)
     repeated, new = desk.platform.submit(swin(), "again", "u")  # that was acknowledged

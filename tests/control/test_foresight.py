@@ -102,6 +102,31 @@ def test_what_was_kept_is_answered_again_and_corrected_by_what_was_measured(benc
     assert heard.get(timeout=10) == replace(corrected, job_id=following.id)
 
 
+@pytest.mark.parametrize(
+    ("change", "another"),
+    [
+        ({"resources": {"devices": 2}}, True),
+        ({"resources": {"cpus": 2}}, True),
+        ({"params": {"batch_size": 8}}, True),
+        ({"train": {"steps": 1, "precision": "bf16"}}, True),
+        ({"train": {"steps": 1, "optimizer": {"name": "sgd"}}}, True),
+        ({"train": {"steps": 1, "optimizer": {"weight_decay": 0.1}}}, True),
+        ({"train": {"steps": 9, "seed": 3, "optimizer": {"lr": 0.1}}}, False),
+        ({"resources": {"memory": "1GiB"}, "name": "b", "priority": 1}, False),
+    ],
+)
+def test_forecasts_are_kept_by_family_configuration_and_world_size(
+    bench: Bench, change: dict[str, Any], another: bool
+) -> None:
+    """What shapes a step, and nothing else: a search over learning rates is traced once."""
+    first = {"name": "a", "family": "swin", "train": {"steps": 1}}
+    forecasts = Kept(bench.folder / "forecasts")
+    forecasts.keep(JobSpec.model_validate(first), {"forecast": {"peak_bytes": 300}})
+    other = JobSpec.model_validate({**first, **change})
+    assert (forecasts.kept(other, None) is None) is another
+    assert forecasts.kept(other, "another code") is None
+
+
 @pytest.mark.long
 def test_an_answer_of_an_older_dovetail_is_found_out_again_with_a_profile(tmp_path: Path) -> None:
     forecasts = Kept(tmp_path / "forecasts")

@@ -5,22 +5,15 @@ lost. PostgreSQL is stopped and started again; under SQLite the file system take
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from dovetail.cli.doctor import check_database
 from dovetail.cli.follow import follow_job
-from dovetail.client import Client
-from dovetail.service.code import CodeShelf
-from dovetail.service.forecasts import Forecasts
-from dovetail.service.outlooks import Outlooks
-from dovetail.service.use_cases import Platform
 from dovetail.settings import Settings
 from dovetail.store.store import Store
 from dovetail_jobs.errors import DatabaseLost, Unreachable
@@ -28,9 +21,9 @@ from dovetail_jobs.lifecycle import Reason, State
 from dovetail_workers.reports import Ended, Metrics
 from helpers.attempts import wait_for
 from helpers.bench import Bench
+from helpers.bench_api import api_of
 from helpers.build import at, spec_json
 from helpers.databases import Kind, Postgres
-from helpers.fake_server import TOKEN, listener, make_server
 from helpers.installation import Installation
 from helpers.outages import database_away
 
@@ -181,31 +174,3 @@ def refusal_of(url: str) -> DatabaseLost:
     with pytest.raises(DatabaseLost) as caught:
         Store(url)
     return caught.value
-
-
-@contextmanager
-def api_of(bench: Bench) -> Iterator[Client]:
-    home = bench.folder
-    platform = Platform(
-        store=bench.store,
-        storage=bench.storage,
-        state=bench.state,
-        server=bench.server,
-        changes=bench.changes,
-        nudge=bench.daemon.nudge,
-        code=CodeShelf(bench.storage, limit_bytes=1),
-        forecasts=Forecasts(home / "forecasts"),
-        outlooks=Outlooks(),
-        settings=Settings.from_environment({"DOVETAIL_HOME": str(home)}),
-        url="http://127.0.0.1",
-    )
-    with listener() as bound:
-        server = make_server(platform)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-        thread.start()
-        try:
-            yield Client(f"http://127.0.0.1:{bound.getsockname()[1]}", TOKEN)
-        finally:
-            bench.changes.close()
-            server.should_exit = True
-            thread.join()

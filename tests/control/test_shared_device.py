@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from dovetail.service.code import CodeShelf
+from dovetail.service.devices import Devices
 from dovetail.service.forecasts import Forecasts
 from dovetail.service.foresight import Foresight, Measured
 from dovetail.service.outlooks import Foreseen
+from dovetail.service.views import job_view
 from dovetail.store.records import JobRecord
 from dovetail_jobs.lifecycle import Reason, State
 from dovetail_jobs.spec import JobSpec
@@ -66,6 +68,37 @@ def test_three_jobs_that_share_run_at_once(tmp_path: Path) -> None:
     assert {(launch.device, launch.share, launch.priority) for launch in launches} == {
         ("cpu:0", True, 50)
     }
+    room.store.close()
+
+
+def leases(room: Room) -> list[int | None]:
+    (device,) = Devices(room.state, room.store).now()
+    assert sum(use.lease_bytes or 0 for use in device.jobs) + (device.free_bytes or 0) <= 2**30
+    return [use.lease_bytes for use in device.jobs]
+
+
+def test_their_leases_follow_who_comes_and_who_goes(tmp_path: Path) -> None:
+    """As the coordinator of a real broker gives them, at the daemon's end of it."""
+    room = Room(tmp_path, cpus=4.0)
+    first = room.managed("a", share=True)
+    room.foresee(first)
+    assert leases(room) == [None]  # its process has not begun, and was not foreseen before
+    room.cluster.begin(f"{first}.1")
+    room.turn()
+    assert leases(room) == [600 * MIB]
+    second, third = room.managed("b", share=True), room.managed("c", share=True)
+    room.foresee(second)
+    assert leases(room) == [512 * MIB] * 2
+    room.foresee(third)
+    assert leases(room) == [2**30 // 3] * 3
+    room.cluster.lose(f"{second}.1")
+    room.turn()
+    assert leases(room) == [2**30 // 3] * 3  # its second attempt came at once
+    room.finish(third)
+    assert leases(room) == [512 * MIB] * 2
+    room.cluster.finish(f"{first}.1")
+    room.turn()
+    assert leases(room) == [600 * MIB]
     room.store.close()
 
 
@@ -155,6 +188,25 @@ def test_a_script_shares_only_what_it_declares(tmp_path: Path) -> None:
     whole = room.submit("d")
     assert room.job(whole).state is State.QUEUED
     assert [room.cluster.launched[f"{job_id}.1"].share for job_id in small] == [True, True]
+    room.store.close()
+
+
+def test_how_it_is_known_what_a_job_takes_is_shown(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=4.0)
+
+    def shown(job_id: str) -> tuple[str | None, int | None]:
+        memory = job_view(room.job(job_id), room.storage).memory
+        return memory.provenance, memory.forecast_bytes
+
+    assert shown(room.submit("a", resources={"memory": "100MiB"})) == ("declared", None)
+    assert shown(room.submit("b")) == (None, None)
+    family = room.managed("c")
+    assert shown(family) == (None, None)
+    room.foresee(family)
+    assert shown(family) == ("traced", 600 * MIB)
+    again = room.managed("d")
+    room.daemon.step([Foreseen(job_id=again, peak_bytes=700 * MIB, provenance="measured")])
+    assert shown(again) == ("measured", 700 * MIB)
     room.store.close()
 
 

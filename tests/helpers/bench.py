@@ -13,13 +13,15 @@ from dovetail.scheduler.policies import priority
 from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
 from dovetail.service.foresight import Foresight
-from dovetail.service.outlooks import Foreseen
+from dovetail.service.outlooks import Foreseen, Outlooks, sharing
 from dovetail.service.server_state import ServerState
 from dovetail.store.records import JobRecord
 from dovetail.store.store import Store
 from dovetail_jobs.lifecycle import CancelRequested
 from dovetail_jobs.spec import JobSpec
+from dovetail_workers.launch import Launch
 from dovetail_workers.storage.local import LocalStorage
+from tensile.coordinator import Profile
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -37,6 +39,7 @@ class Bench:
         url: str | None = None,
         devices: int = 1,
         cpus: float = 2.0,
+        device_bytes: int = 2**30,
         auto_release: bool = True,
         foresight: Callable[[Callable[[Foreseen], None]], Foresight] | None = None,
     ) -> None:
@@ -46,12 +49,13 @@ class Bench:
         self.store = Store(url or f"sqlite:///{folder / 'store.sqlite3'}")
         self.storage = LocalStorage(folder / "storage")
         self.state, self.server, self.changes = ClusterState(), ServerState(), Changes()
-        self.nodes = one_node(devices, cpus=cpus)
+        self.nodes = one_node(devices, device_bytes, cpus)
         self.auto_release, self.foresight = auto_release, foresight
         self.daemon = self.new_daemon()
         self.turn()
 
     def new_daemon(self) -> Daemon:
+        self.outlooks = Outlooks()
         return Daemon(
             store=self.store,
             storage=self.storage,
@@ -60,14 +64,24 @@ class Bench:
             changes=self.changes,
             policy=priority,
             cluster=lambda deliver: FakeCluster(
-                deliver, self.storage, self.nodes, auto_release=self.auto_release
+                deliver,
+                self.storage,
+                self.nodes,
+                auto_release=self.auto_release,
+                profile_of=self._profile_of,
             ),
             holder="bench",
             server=self.server,
             foresight=self.foresight,
+            outlooks=self.outlooks,
             clock=lambda: self.now - self.set_back,
             monotonic=lambda: self.monotonic(),
         )
+
+    def _profile_of(self, launch: Launch) -> Profile | None:
+        """A worker's own trace says what the forecast said."""
+        found = self.outlooks.of(launch.job_id)
+        return sharing(JobSpec.model_validate(launch.spec), found).profile
 
     @property
     def cluster(self) -> FakeCluster:

@@ -24,6 +24,7 @@ from dovetail_jobs.lifecycle import (
     Placed,
     ProgramFailed,
     Reason,
+    RuledOut,
     State,
     TimeLimitReached,
     WorkerLost,
@@ -48,10 +49,12 @@ EVENTS: dict[str, Event] = {
     "WorkerLost": WorkerLost(attempt=1, cause="node n1 is gone"),
     "LaunchFailed": LaunchFailed(attempt=1, cause="no such device"),
     "MemoryRanOut": MemoryRanOut(attempt=1, cause="out of memory: a step found none"),
+    "RuledOut": RuledOut(cause="does not fit: the largest device is cpu:0 with 1GiB"),
     "CancelRequested": CancelRequested(by="ada"),
     "TimeLimitReached": TimeLimitReached(limit_s=7200.0),
     "AttemptReleased": AttemptReleased(attempt=1),
 }
+OF_NO_ATTEMPT = {"CancelRequested", "RuledOut", "TimeLimitReached"}
 REASONS = {  # how a job came into the state from which each pair is tried
     "QUEUED": "WORKER_LOST",
     "STARTING": "PLACED",
@@ -66,6 +69,7 @@ STAYS = None
 EXPECTED: dict[tuple[str, str], tuple[str, str, str | None, str | None] | None] = {
     # (state, event): (state, reason, attempt's state, attempt's reason); any other pair is illegal
     ("QUEUED", "Placed"): ("STARTING", "PLACED", "STARTING", "PLACED"),
+    ("QUEUED", "RuledOut"): ("FAILED", "DOES_NOT_FIT", None, None),
     ("QUEUED", "CancelRequested"): ("CANCELLED", "CANCELLED_BY_USER", None, None),
     ("QUEUED", "AttemptReleased"): STAYS,
     ("STARTING", "AttemptStarted"): ("RUNNING", "TRAINING", "RUNNING", "TRAINING"),
@@ -139,7 +143,7 @@ def test_each_pair_leads_where_the_expected_table_says(state: str, event: str) -
     assert (change.state, change.reason, change.attempt_state, change.attempt_reason) == expected
 
 
-@pytest.mark.parametrize("event", sorted(EVENTS.keys() - {"CancelRequested", "TimeLimitReached"}))
+@pytest.mark.parametrize("event", sorted(EVENTS.keys() - OF_NO_ATTEMPT))
 @pytest.mark.parametrize("state", REASONS)
 def test_news_of_another_attempt_are_dropped_in_every_state(state: str, event: str) -> None:
     for off in (-1, 1):
@@ -247,7 +251,7 @@ def test_no_walk_leaves_a_terminal_state_or_outruns_its_retries(
     attempts: dict[int, tuple[State, Reason]] = {}
     for name, off in steps:
         event = EVENTS[name]
-        if not isinstance(event, CancelRequested | TimeLimitReached):
+        if not isinstance(event, CancelRequested | RuledOut | TimeLimitReached):
             event = replace(event, attempt=now.attempt + isinstance(event, Placed) + off)
         try:
             change = transition(now, event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from helpers.build import GIB, MIB, at, holding, node, queued, sharing, view
 
 SMALL = DeviceView(name="cpu:0", bytes=GIB)
 GPU = DeviceView(name="cuda:0", bytes=4 * GIB)
+GPU_1 = DeviceView(name="cuda:0", bytes=GIB)
 
 
 def outcome(picture: ClusterView) -> dict[str, str]:
@@ -197,9 +199,97 @@ def test_what_no_device_can_hold_is_told_the_ways_out() -> None:
     assert (decision.reason, decision.message) == (
         Reason.DOES_NOT_FIT,
         "does not fit: no plan of its step keeps less than 6GiB, and the largest device is cpu:0 "
-        "on n1 with 4GiB; use a smaller params.batch_size, shard it over several devices, or "
-        "compute activations again in the model (torch.utils.checkpoint)",
+        "on n1 with 4GiB; use a smaller params.batch_size, compute activations again in the model "
+        "(torch.utils.checkpoint), or shard it over several devices (not here yet)",
     )
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "told"),
+    [
+        (96, "use a smaller params.batch_size (at most 64 instead of 96), compute"),
+        (1, "use a smaller model (params.batch_size: 1 cannot be cut enough), compute"),
+    ],
+)
+def test_how_small_a_batch_would_have_to_be_is_told(batch_size: int, told: str) -> None:
+    huge = sharing("auto", (20 * GIB, 0.8), (6 * GIB, 1.0))
+    assert told in outcome(view(queued("a", sharing=huge, batch_size=batch_size)))["a"]
+    unmanaged = outcome(view(queued("a", peak_bytes=6 * GIB, batch_size=batch_size)))["a"]
+    assert "its step takes 6GiB, and the largest device is cpu:0 on n1 with 4GiB" in unmanaged
+    assert "use memory.policy: tensile, which makes do with less" in unmanaged
+
+
+TINY = DeviceView(name="cpu:0", bytes=256 * MIB)
+LARGER = DeviceView(name="cpu:1", bytes=GIB)
+STEEP = sharing(True, (600 * MIB, 1.0), (200 * MIB, 4.0))  # 28 % of its speed with 256 MiB
+
+
+def test_a_free_device_that_leaves_too_little_of_the_speed_is_not_taken() -> None:
+    nodes = (node(devices=(TINY, LARGER), cpus=8.0),)
+    small = sharing(True, (100 * MIB, 1.0))
+    job = queued("new", sharing=STEEP)
+    assert outcome(view(job, nodes=nodes)) == {"new": "cpu:1"}
+    joined = view(job, nodes=nodes, holdings=(holding(device="cpu:1", sharing=small),))
+    assert outcome(joined) == {"new": "cpu:1"}
+    taken = view(job, nodes=nodes, holdings=(holding(device="cpu:1", job_name=None),))
+    assert outcome(taken)["new"] == (
+        "waits for a device: cpu:0 on n1 has 256MiB, with which this job would go at 28% of its "
+        "speed for want of memory, below its resources.min_speed of 50%, cpu:1 on n1 is held by "
+        "k3f9qz"
+    )
+
+
+def test_the_least_slowdown_decides_between_free_and_shared_devices() -> None:
+    """Two thirds of its speed alone on the small one, all of it beside somebody small."""
+    job = sharing(True, (600 * MIB, 1.0), (200 * MIB, 1.5))
+    devices = (DeviceView(name="cpu:0", bytes=200 * MIB), LARGER)
+    nodes = (node(devices=devices, cpus=8.0),)
+    held = (holding(device="cpu:1", sharing=sharing(True, (100 * MIB, 1.0))),)
+    assert outcome(view(queued("new", sharing=job), nodes=nodes)) == {"new": "cpu:1"}
+    there = view(queued("new", sharing=job), nodes=nodes, holdings=held)
+    assert outcome(there) == {"new": "cpu:1"}
+    modest = view(queued("new", sharing=held[0].sharing), nodes=nodes, holdings=held)
+    assert outcome(modest) == {"new": "cpu:0"}  # as fast on both
+
+
+def test_a_speed_that_no_device_allows_is_told_with_the_ways_out() -> None:
+    picture = view(queued("new", sharing=STEEP), nodes=(node(devices=(TINY,)),))
+    (decision,) = schedule(picture, POLICIES["priority"], at())
+    assert isinstance(decision, Wait)
+    assert (decision.reason, decision.message) == (
+        Reason.DOES_NOT_FIT,
+        "resources.min_speed: 0.5 cannot be reached: alone on the best device, cpu:0 on n1 with "
+        "256MiB, it would go at 27% of its speed for want of memory; lower it to 0.27, use a "
+        "smaller step, or offer a larger device",
+    )
+    lower = sharing(True, (600 * MIB, 1.0), (200 * MIB, 4.0), min_speed=0.27)
+    assert outcome(view(queued("new", sharing=lower), nodes=picture.nodes)) == {"new": "cpu:0"}
+
+
+def test_what_nobody_plans_needs_a_device_for_its_whole_peak() -> None:
+    nodes = (node(devices=(TINY, LARGER), cpus=8.0),)
+    assert outcome(view(queued("a"), nodes=nodes)) == {"a": "cpu:0"}
+    assert outcome(view(queued("a", peak_bytes=300 * MIB), nodes=nodes)) == {"a": "cpu:1"}
+
+
+def test_each_newcomer_has_to_add_its_part_and_no_more() -> None:
+    """However many are there: what counts is what one more adds."""
+    idle = sharing("auto", (10 * MIB, 1.0), busy=0.02)
+    device = DeviceView(name="cuda:0", bytes=80 * GIB)
+    nodes = (node(devices=(device,), cpus=64.0),)
+    held = tuple(holding(f"j{i}", device="cuda:0", cpus=0.1, sharing=idle) for i in range(49))
+    job = queued("new", cpus=0.1, sharing=idle)
+    assert outcome(view(job, nodes=nodes, holdings=held)) == {"new": "cuda:0"}
+    told = outcome(view(job, nodes=nodes, holdings=(*held, replace(held[0], job_id="last"))))["new"]
+    assert "jobs' work at a time instead of 50.00, since they keep it busy;" in told
+
+
+def test_memory_is_named_only_where_a_speed_falls_for_it() -> None:
+    """Three busy ones that also stall: both are the cause."""
+    slow = sharing("auto", (600 * MIB, 1.0), (200 * MIB, 1.2))
+    assert "since they keep it busy and would wait for memory;" in beside(slow, slow, device=GPU_1)
+    flat = sharing("auto", (300 * MIB, 1.0))
+    assert "since they keep it busy;" in beside(flat, flat, device=GPU_1)
 
 
 def test_a_view_with_profiles_goes_through_json() -> None:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dovetail.scheduler.colocation import GAIN, Tenant, predict
 from dovetail.scheduler.cycle import schedule
 from dovetail.scheduler.decisions import Start
 from dovetail.scheduler.policies import POLICIES
@@ -50,18 +51,18 @@ NODE = node(devices=DEVICES, cpus=6.0)
 
 
 def check(held: list[Holding]) -> None:
-    """Those who meet all share, own their minima together, and keep the speed they ask for."""
+    """Those who meet all share and own their minima together; all keep the speed they ask for."""
     assert sum(item.cpus for item in held) <= NODE.cpus
     met = defaultdict(list)
     for item in held:
         met[item.device].append(item)
     for device in DEVICES:
         there = sorted(met[device.name], key=lambda item: item.job_id)
-        if len(there) < 2:
+        if len(there) < 2 and any(item.sharing.profile is None for item in there):
             continue
         members = []
         for item in there:
-            assert item.sharing.share is not False
+            assert len(there) == 1 or item.sharing.share is not False
             assert item.sharing.profile is not None
             members.append(
                 Member(
@@ -75,6 +76,48 @@ def check(held: list[Holding]) -> None:
         assert division is not None
         for item, portion in zip(there, division.portions, strict=True):
             assert portion.speed >= item.sharing.min_speed
+
+
+def cost(job: Sharing, there: list[Holding], device: DeviceView) -> float | None:
+    """What the job adds to the slowdowns of those on a device; None where it may not be."""
+    tenants = [Tenant(job=item.job_id, cpus=item.cpus, sharing=item.sharing) for item in there]
+    newcomer = Tenant(job="new", cpus=1.0, sharing=job)
+    if not there and job.profile is None:
+        return 1.0
+    if there and not all(t.sharing.profile and t.sharing.share for t in (*tenants, newcomer)):
+        return None
+    before, after = predict(tenants, NODE, device), predict([*tenants, newcomer], NODE, device)
+    if after is None or before is None:
+        return None
+    speeds = zip(after.speeds, (*tenants, newcomer), strict=True)
+    if any(speed < tenant.sharing.min_speed for speed, tenant in speeds):
+        return None
+    if there and job.share == "auto" and after.throughput < before.throughput + GAIN:
+        return None
+    return sum(1 / rate for rate in after.rates) - sum(1 / rate for rate in before.rates)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(sharings(), min_size=1, max_size=6), sharings())
+def test_each_goes_where_it_adds_least_to_the_slowdowns_and_only_as_fast_as_it_asks(
+    earlier: list[Sharing], job: Sharing
+) -> None:
+    held: list[Holding] = []
+    for number, sharing in enumerate([*earlier, job]):
+        picture = view(queued("new", sharing=sharing), nodes=(NODE,), holdings=tuple(held))
+        (decision,) = schedule(picture, POLICIES["priority"], at())
+        costs = {
+            device.name: cost(sharing, [h for h in held if h.device == device.name], device)
+            for device in DEVICES
+        }
+        possible = {name: found for name, found in costs.items() if found is not None}
+        if len(held) == NODE.cpus:
+            return
+        if not isinstance(decision, Start):
+            assert possible == {}
+            continue
+        assert possible[decision.device] <= min(possible.values()) + 1e-6
+        held.append(holding(f"j{number}", device=decision.device, sharing=sharing))
 
 
 @settings(deadline=None, max_examples=60)

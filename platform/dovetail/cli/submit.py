@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from dovetail.client import Client
 
 CLUSTER_S = 60.0
+SILENCE_S = 2.0
 DETACHED = 130
 
 
@@ -114,7 +117,8 @@ def _plan(client: Client, specs: list[Json], codes: list[PackedCode | None], as_
 
     for plan in plans:
         place = plan["placement"]
-        where = f"would run on {place['node']}/{place['device']}" if place else "would wait"
+        otherwise = "would be refused" if plan["reason"] == "REFUSED" else "would wait"
+        where = f"would run on {place['node']}/{place['device']}" if place else otherwise
         print(f"# {where}: {plan['message']}")
         for warning in plan.get("warnings", ()):
             print(f"# warning: {warning}")
@@ -132,15 +136,32 @@ def _submit(client: Client, spec: Json, code: PackedCode | None, key: str | None
     import uuid
 
     under = key or uuid.uuid4().hex
-    try:
-        job, created = _send(client, spec, code, under)
-    except Unreachable as lost:
-        job, created = _send(connect_again(lost), spec, code, under)
+    with _patience(f"foreseeing the memory of {spec['name']}"):
+        try:
+            job, created = _send(client, spec, code, under)
+        except Unreachable as lost:
+            job, created = _send(connect_again(lost), spec, code, under)
     if created or key is None:
         say(f"submitted {job['name']} as {job['id']}")
     else:
         say(f"{job['name']} was submitted under this key before, as {job['id']}")
+    for warning in job.get("warnings", ()):
+        say(f"warning: {job['name']}: {warning}")
     return job
+
+
+@contextmanager
+def _patience(what: str) -> Iterator[None]:
+    """Says what takes so long, if it does."""
+    import threading
+
+    timer = threading.Timer(SILENCE_S, say, [what])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _send(client: Client, spec: Json, code: PackedCode | None, key: str) -> tuple[Json, bool]:

@@ -3,7 +3,8 @@ only says what it is told to say.
 
 Commands are remembered in `launched` and `released`. A test then plays the worker: `report` writes
 into the attempt's journal as a real one would and wakes the daemon, `lose` takes the worker away,
-`finish` ends it well.
+`finish` ends it well. Attempts that share a device have the leases that the coordinator of a real
+broker gives them (`fake_devices.py`), from their launch or their begin to their end.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from dovetail.cluster.fake_devices import FakeDevices, ProfileOf, declared_profile
 from dovetail.cluster.protocol import (
     ClusterEvent,
     ClusterLost,
@@ -52,10 +54,13 @@ class FakeCluster:
         nodes: Iterable[NodeView] | None = None,
         *,
         auto_release: bool = True,
+        profile_of: ProfileOf = declared_profile,
     ) -> None:
         self._deliver, self._storage = deliver, storage
         self._nodes = tuple(nodes) if nodes is not None else one_node()
         self._auto_release = auto_release
+        self._devices = FakeDevices(profile_of)
+        self._placed: dict[str, str] = {}
         self._segments: dict[str, int] = {}
         self._entries: dict[str, int] = {}
         self.launched: dict[str, Launch] = {}
@@ -75,6 +80,8 @@ class FakeCluster:
             return
         self.launched[launch.attempt_id] = launch
         self.live.add(launch.attempt_id)
+        self._placed[launch.attempt_id] = node_id
+        self._join(launch.attempt_id)
 
     def release(self, attempt_id: str, grace_s: float) -> None:
         self.released.append(attempt_id)
@@ -86,12 +93,13 @@ class FakeCluster:
 
     def stop(self) -> None:
         self.live.clear()
+        self._devices.forget_all()
 
     def tell(self, event: ClusterEvent) -> None:
         self._deliver(event)
 
     def confirm_release(self, attempt_id: str) -> None:
-        self.live.discard(attempt_id)
+        self._gone(attempt_id)
         self.tell(Released(attempt_id=attempt_id, killed=0))
 
     def report(self, attempt_id: str, *reports: Report, wake: bool = True) -> None:
@@ -107,7 +115,7 @@ class FakeCluster:
             self.tell(Woken(attempt_id=attempt_id))
 
     def share(self, device: str, *jobs: JobShare) -> None:
-        """A broker of the first node divides its device so."""
+        """A broker of the first node says that its device is divided so, whatever is true."""
         node = self._nodes[0]
         found = tuple(
             DeviceShares(
@@ -119,11 +127,12 @@ class FakeCluster:
 
     def begin(self, attempt_id: str, pid: int = 4242) -> None:
         launch = self.launched[attempt_id]
+        self._join(attempt_id)
         self.report(attempt_id, Started(pid=pid, node=launch.node, device=launch.device))
 
     def end(self, attempt_id: str, ended: Ended) -> None:
         self.report(attempt_id, ended)
-        self.live.discard(attempt_id)
+        self._gone(attempt_id)
         self.tell(WorkerGone(attempt_id=attempt_id, cause="the attempt is over"))
 
     def finish(self, attempt_id: str) -> None:
@@ -131,9 +140,23 @@ class FakeCluster:
 
     def lose(self, attempt_id: str, cause: str = "its worker died: killed") -> None:
         """The worker is gone and had no time to say anything."""
-        self.live.discard(attempt_id)
+        self._gone(attempt_id)
         self.tell(WorkerGone(attempt_id=attempt_id, cause=cause))
 
     def lose_ray(self, cause: str = "the head is gone") -> None:
         self.live.clear()
+        self._devices.forget_all()
         self.tell(ClusterLost(cause=cause))
+
+    def _join(self, attempt_id: str) -> None:
+        """Unless somebody else launched it: then it has joined there."""
+        node_id = self._placed.get(attempt_id)
+        if node_id is None:
+            return
+        if (seen := self._devices.join(self.launched[attempt_id], node_id)) is not None:
+            self.tell(seen)
+
+    def _gone(self, attempt_id: str) -> None:
+        self.live.discard(attempt_id)
+        if (seen := self._devices.leave(attempt_id)) is not None:
+            self.tell(seen)

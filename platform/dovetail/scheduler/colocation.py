@@ -1,5 +1,5 @@
-"""Whether a job may join others on their device: what memory and computing leave of each one's
-speed, predicted from their profiles. Pure.
+"""Whether a job may have a device, alone or beside others: what memory and computing leave of each
+one's speed, predicted from their profiles. Pure.
 
 Memory: `apportion` divides the device's bytes; a job on a lower rung stalls and computes again, and
 goes at speed s, at most 1. Computing: alone and without a stall a job keeps the share b of its
@@ -22,12 +22,15 @@ from dovetail.scheduler.words import listed, who
 from dovetail_jobs.units import format_bytes
 from tensile.coordinator import Member, Profile, apportion
 
-GAIN = 1.05  # of throughput, for `auto`: being together may cost as much as 5 %, unpredicted
+GAIN = 0.05  # of what a job does alone, for `auto`: being together may cost as much, unpredicted
+_SAME = 1e-9  # speeds closer than that are one speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """The job may join. `slowdown` is the mean over all jobs there, by weight; 1 is none."""
+    """The job may go there. `slowdown` is what it adds to the sum of all jobs' slowdowns, each by
+    its weight: its own, 1 for none, and what it costs those who are there.
+    """
 
     slowdown: float
 
@@ -61,12 +64,36 @@ class Together:
         return sum(self.rates)
 
 
+def alone(job: QueuedJob, node: NodeView, device: DeviceView) -> Fit | Misfit:
+    """What comes of `job` on a device that nobody else holds, and that its least fits. One that ran
+    out of memory takes what it can get, however slow it is there.
+    """
+    found = predict([Tenant(job=job.id, cpus=job.cpus, sharing=job.sharing)], node, device)
+    if found is None:  # no profile: it goes as it goes
+        return Fit(slowdown=job.sharing.weight)
+    (speed,) = found.speeds
+    if speed < job.sharing.min_speed and job.terms is None:
+        return Misfit(
+            cause=f"has {format_bytes(device.bytes)}, with which this job would go at {speed:.0%} "
+            "of its speed for want of memory, below its resources.min_speed of "
+            f"{job.sharing.min_speed:.0%}"
+        )
+    return Fit(slowdown=job.sharing.weight / speed)
+
+
+def speed_alone(job: QueuedJob, device: DeviceView) -> float:
+    """What the memory of a device leaves of the job's speed there; 1 where that is not known."""
+    profile = job.sharing.profile
+    return 1.0 if profile is None else profile.speed_with(device.bytes)
+
+
 def join(
     job: QueuedJob, holders: Sequence[Holding], node: NodeView, device: DeviceView
 ) -> Fit | Misfit:
     """What comes of `job` beside `holders`, at least one.
 
-    `share: true` joins wherever all keep their `min_speed`, `auto` only where the throughput rises.
+    `share: true` joins wherever all keep their `min_speed`, `auto` only where it adds to the
+    throughput.
     """
     held = f"is held by {listed(who(holder) for holder in holders)}"
     if job.sharing.share is False or job.sharing.profile is None:
@@ -90,16 +117,31 @@ def join(
                 cause=f"{held}; together, {name} would go at {speed:.0%} of its speed for want of "
                 f"memory, below its resources.min_speed of {tenant.sharing.min_speed:.0%}"
             )
-    if job.sharing.share == "auto" and after.throughput < GAIN * before.throughput:
-        why = "they keep it busy" if after.busy > 1 else "they would wait for memory"
+    if job.sharing.share == "auto" and after.throughput < before.throughput + GAIN:
         return Misfit(
             cause=f"{held}; with this job too it would do {after.throughput:.2f} jobs' work at a "
-            f"time instead of {before.throughput:.2f}, since {why}; resources.share: true joins it "
-            "all the same"
+            f"time instead of {before.throughput:.2f}, since they {_loss(before, after)}; "
+            "resources.share: true joins it all the same"
         )
-    weights = [tenant.sharing.weight for tenant in (*there, newcomer)]
-    slowdowns = [weight / rate for weight, rate in zip(weights, after.rates, strict=True)]
-    return Fit(slowdown=sum(slowdowns) / sum(weights))
+    tenants = (*there, newcomer)
+    return Fit(slowdown=_slowdowns(tenants, after) - _slowdowns(there, before))
+
+
+def _slowdowns(tenants: Sequence[Tenant], together: Together) -> float:
+    """Of all of them, by weight."""
+    rates = zip(tenants, together.rates, strict=True)
+    return sum(tenant.sharing.weight / rate for tenant, rate in rates)
+
+
+def _loss(before: Together, after: Together) -> str:
+    """What a newcomer, the last, costs: computing, memory, or both."""
+    were = (*before.speeds, 1.0)
+    slower = any(now < was - _SAME for now, was in zip(after.speeds, were, strict=True))
+    causes = [
+        *(["keep it busy"] if after.busy > 1 else []),
+        *(["would wait for memory"] if slower else []),
+    ]
+    return " and ".join(causes)
 
 
 def predict(tenants: Sequence[Tenant], node: NodeView, device: DeviceView) -> Together | None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from dovetail.scheduler.decisions import Decision, Start, Wait
-from dovetail.scheduler.placement import Books, Obstacle, find
+from dovetail.scheduler.decisions import Decision, RuleOut, Start, Wait
+from dovetail.scheduler.placement import Books, Obstacle, find, never_fits
 from dovetail.scheduler.policies import Policy
-from dovetail.scheduler.view import ClusterView, Holding, QueuedJob
+from dovetail.scheduler.view import ClusterView, Holding, NodeView, QueuedJob
 from dovetail.scheduler.words import listed, who
 from dovetail_jobs.lifecycle import Reason
 
 
 def schedule(view: ClusterView, policy: Policy, now: datetime) -> list[Decision]:
-    """Start or Wait for each queued job, in the policy's order; pure, so equal inputs decide alike.
+    """Start, Wait or RuleOut for each queued job, in the policy's order; pure, so equal inputs
+    decide alike. Ruled out is what no device can hold, of those here and those that may come back.
 
     A later job may start while an earlier one does not fit. Among jobs of one cpu nobody starves by
     that: any device that becomes free goes to the first job in order that its memory suits, and
@@ -26,10 +27,12 @@ def schedule(view: ClusterView, policy: Policy, now: datetime) -> list[Decision]
     books = Books(nodes=tuple(sorted(view.nodes, key=lambda node: (node.name, node.id))))
     for holding in sorted(view.holdings, key=_identity):
         books.hold(holding)
-    return [_decide(job, books, now) for job in policy(view.queued, now)]
+    return [_decide(job, books, view.absent, now) for job in policy(view.queued, now)]
 
 
-def _decide(job: QueuedJob, books: Books, now: datetime) -> Decision:
+def _decide(
+    job: QueuedJob, books: Books, absent: tuple[NodeView, ...] | None, now: datetime
+) -> Decision:
     if job.waits_for_release:
         return _wait_for_release(job, books)
     if job.after is not None and now < job.after:
@@ -39,6 +42,9 @@ def _decide(job: QueuedJob, books: Books, now: datetime) -> Decision:
         )
     found = find(job, books)
     if isinstance(found, Obstacle):
+        cause = None if absent is None else never_fits(job, (*books.nodes, *absent))
+        if cause is not None:
+            return RuleOut(job_id=job.id, message=cause)
         alone = job.sharing.share is False or job.sharing.profile is None
         if found.reason is Reason.WAITING_FOR_DEVICE and alone:
             books.keep(job)

@@ -31,4 +31,12 @@ class Wait:
     message: str
 
 
-Decision = Start | Wait
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleOut:
+    """End the job: no device can ever hold it; `message` says why, and what would help."""
+
+    job_id: str
+    message: str
+
+
+Decision = Start | Wait | RuleOut

@@ -1,17 +1,18 @@
 """Which device a job gets, or what stands in its way.
 
 `Books` is the scratch page of one scheduling cycle: what the nodes have, less what attempts hold.
-A device that is free comes first; then one whose holders share it, where `colocation` lets the job
-join them. The cpus held on a node never exceed what it has.
+Of the devices that are free and of those whose holders share them, `colocation` says where the job
+may go, and what that costs. The cpus held on a node never exceed what it has.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from dovetail.scheduler.colocation import Fit, Misfit, join
+from dovetail.scheduler.colocation import Fit, Misfit, alone, join, speed_alone
 from dovetail.scheduler.view import DeviceView, Holding, NodeView, QueuedJob
 from dovetail.scheduler.words import listed, who
 from dovetail_jobs.lifecycle import Reason
@@ -66,6 +67,7 @@ class Books:
             if _least_bytes(job) <= place.device.bytes
             and _enough(job, place.node.cpus)
             and (place.node.id, place.device.name) not in self.kept_for
+            and isinstance(alone(job, place.node, place.device), Fit)
         ]
         if open_:
             best = min(open_, key=lambda place: (len(place.beside), *_name(place)))
@@ -84,48 +86,57 @@ class Books:
 def find(job: QueuedJob, books: Books) -> Place | Obstacle:
     """The best place for one attempt of `job`, or the nearest thing that stands in its way.
 
-    Best of the free ones is the smallest device that its memory fits, so that larger ones stay free
-    for jobs that need them, then the node with the most free cpus; names break ties. Best of those
-    that others hold is where all together are slowed down least. A job that ran out of memory takes
-    another device before the one where it did.
+    Best is where it adds least to the slowdowns of all jobs, its own and its neighbours'. Of equals
+    a free device comes before a shared one, then the smallest, so that larger ones stay free for
+    jobs that need them, then the node with the most free cpus; names break ties. A job that ran out
+    of memory takes another device before the one where it did.
     """
     places = list(books.places())
     large_enough = [place for place in places if _least_bytes(job) <= place.device.bytes]
     suited = [place for place in large_enough if _enough(job, place.node.cpus)]
     if job.devices > 1 or not suited:
         return _never(job, places, large_enough)
-    idle = [place for place in suited if not place.beside]
-    if ready := [place for place in idle if _enough(job, books.free_cpus(place.node))]:
-        return min(
-            ready,
-            key=lambda place: (
-                _ran_out(job, place),
-                place.device.bytes,
-                -books.free_cpus(place.node),
-                *_name(place),
-            ),
-        )
-    joined: list[tuple[float, Place]] = []
+    if all(isinstance(alone(job, place.node, place.device), Misfit) for place in suited):
+        return Obstacle(reason=Reason.DOES_NOT_FIT, message=_too_slow(job, suited))
+    fitting: list[tuple[float, Place]] = []
     causes: list[str] = []
-    for place in (place for place in suited if place.beside):
-        found = join(job, place.beside, place.node, place.device)
-        waits = books.kept_for.get((place.node.id, place.device.name))
-        if waits is not None and isinstance(found, Fit):
-            found = Misfit(cause=f"is kept for {waits}, which needs a device of its own")
-        refused = _refusal(job, place)
-        if refused is not None and isinstance(found, Fit):
-            found = Misfit(cause=refused)
+    for place in suited:
+        found = _look(job, place, books)
         if isinstance(found, Fit):
-            joined.append((found.slowdown, place))
+            fitting.append((found.slowdown, place))
         else:
             causes.append(f"{place} {found.cause}")
-    if beside := [item for item in joined if _enough(job, books.free_cpus(item[1].node))]:
-        _, best = min(beside, key=lambda item: (round(item[0], 9), *_name(item[1])))
+    if ready := [item for item in fitting if _enough(job, books.free_cpus(item[1].node))]:
+        _, best = min(
+            ready,
+            key=lambda item: (
+                _ran_out(job, item[1]),
+                round(item[0], 9),
+                bool(item[1].beside),
+                item[1].device.bytes,
+                -books.free_cpus(item[1].node),
+                *_name(item[1]),
+            ),
+        )
         return best
-    if fitting := [*idle, *(place for _, place in joined)]:
-        message = _waits_for_cpus(job, fitting, books)
+    if fitting:
+        message = _waits_for_cpus(job, [place for _, place in fitting], books)
         return Obstacle(reason=Reason.WAITING_FOR_CPUS, message=message)
     return Obstacle(reason=Reason.WAITING_FOR_DEVICE, message=_waits_for_device(job, causes))
+
+
+def _look(job: QueuedJob, place: Place, books: Books) -> Fit | Misfit:
+    """What comes of the job there, but for its cpus."""
+    if not place.beside:
+        return alone(job, place.node, place.device)
+    found = join(job, place.beside, place.node, place.device)
+    if isinstance(found, Misfit):
+        return found
+    if (refused := _refusal(job, place)) is not None:
+        return Misfit(cause=refused)
+    if (waits := books.kept_for.get((place.node.id, place.device.name))) is not None:
+        return Misfit(cause=f"is kept for {waits}, which needs a device of its own")
+    return found
 
 
 def _ran_out(job: QueuedJob, place: Place) -> bool:
@@ -140,8 +151,10 @@ def _refusal(job: QueuedJob, place: Place) -> str | None:
 
 
 def _least_bytes(job: QueuedJob) -> int:
+    """What its device must have: the least of its plans, or all of it where nothing plans it."""
     profile = job.sharing.profile
-    return max(job.memory_bytes or 0, 0 if profile is None else profile.minimum_bytes)
+    needed_bytes = (job.peak_bytes or 0) if profile is None else profile.minimum_bytes
+    return max(job.memory_bytes or 0, needed_bytes)
 
 
 def _enough(job: QueuedJob, cpus: float) -> bool:
@@ -171,13 +184,11 @@ def _never(job: QueuedJob, places: list[Place], large_enough: list[Place]) -> Ob
 
 
 def never_fits(job: QueuedJob, nodes: tuple[NodeView, ...]) -> str | None:
-    """Why no device of these nodes can hold the least that a plan of the job keeps; None where one
-    can, where that least is not known, and where there are no devices.
+    """Why no device of these nodes can hold what the job needs at least; None where one can, where
+    that is not known, and where there are no devices.
     """
-    places, profile = list(Books(nodes=nodes).places()), job.sharing.profile
-    if not places or profile is None:
-        return None
-    if any(profile.minimum_bytes <= place.device.bytes for place in places):
+    places = list(Books(nodes=nodes).places())
+    if not places or any(_least_bytes(job) <= place.device.bytes for place in places):
         return None
     return _too_large(job, places)
 
@@ -190,11 +201,46 @@ def _too_large(job: QueuedJob, places: Sequence[Place]) -> str:
             f"resources.memory: {format_bytes(job.memory_bytes or 0)} does not fit, {has}; ask for "
             "at most that, or offer a larger device"
         )
+    least = format_bytes(_least_bytes(job))
+    batch = _smaller_batch(job, largest.device.bytes / _least_bytes(job))
+    again = "compute activations again in the model (torch.utils.checkpoint)"
+    if job.sharing.profile is None:
+        return (
+            f"does not fit: its step takes {least}, and {has}; use memory.policy: tensile, which "
+            f"makes do with less, {batch}, or {again}"
+        )
     return (
-        f"does not fit: no plan of its step keeps less than {format_bytes(_least_bytes(job))}, and "
-        f"{has}; use a smaller params.batch_size, shard it over several devices, or compute "
-        "activations again in the model (torch.utils.checkpoint)"
+        f"does not fit: no plan of its step keeps less than {least}, and {has}; use {batch}, "
+        f"{again}, or shard it over several devices (not here yet)"
     )
+
+
+def _smaller_batch(job: QueuedJob, part: float) -> str:
+    """In proportion, so at most that: what does not depend on the batch stays."""
+    if job.batch_size is None:
+        return "a smaller params.batch_size"
+    if (most := int(job.batch_size * part)) < 1:
+        return f"a smaller model (params.batch_size: {job.batch_size} cannot be cut enough)"
+    return f"a smaller params.batch_size (at most {most} instead of {job.batch_size})"
+
+
+def _too_slow(job: QueuedJob, places: Sequence[Place]) -> str:
+    """Its least fits, and not the speed that it asks for."""
+    best = max(places, key=lambda place: (speed_alone(job, place.device), *_name(place)))
+    speed = _down(speed_alone(job, best.device))
+    batch = "a smaller params.batch_size" if job.batch_size is not None else "a smaller step"
+    return (
+        f"resources.min_speed: {job.sharing.min_speed:g} cannot be reached: alone on the best "
+        f"device, {best} with {format_bytes(best.device.bytes)}, it would go at {speed:.0%} of its "
+        f"speed for want of memory; lower it to {speed:g}, use {batch}, or offer a larger "
+        "device"
+    )
+
+
+def _down(speed: float) -> float:
+    """With two digits that count."""
+    scale: float = 10.0 ** (1 - math.floor(math.log10(speed)))
+    return math.floor(speed * scale) / scale
 
 
 def _waits_for_device(job: QueuedJob, causes: list[str]) -> str:

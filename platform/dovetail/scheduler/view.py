@@ -80,7 +80,9 @@ class Holding:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedJob:
     """A job that waits. `seq` is the order of submission, `after` the earliest time to start,
-    `terms` what it comes back on after it ran out of memory.
+    `terms` what it comes back on after it ran out of memory. `peak_bytes` is what a job takes that
+    nobody plans and that declares nothing, as far as that is foreseen; `batch_size` is its
+    family's.
     """
 
     id: str
@@ -90,6 +92,8 @@ class QueuedJob:
     devices: int
     cpus: float
     memory_bytes: int | None
+    peak_bytes: int | None = None
+    batch_size: int | None = None
     waits_for_release: bool = False
     after: datetime | None = None
     sharing: Sharing = Sharing()
@@ -98,11 +102,14 @@ class QueuedJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterView:
-    """`nodes` is None until the cluster has answered once."""
+    """`nodes` is None until the cluster has answered once. `absent` are nodes that were here and
+    may come back, with no cpus; None while nobody can say that all nodes have come.
+    """
 
     nodes: tuple[NodeView, ...] | None
     holdings: tuple[Holding, ...]
     queued: tuple[QueuedJob, ...]
+    absent: tuple[NodeView, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back to an equal view."""
@@ -117,12 +124,16 @@ class ClusterView:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ClusterView:
-        nodes = value["nodes"]
         return cls(
-            nodes=None if nodes is None else tuple(_node(node) for node in nodes),
+            nodes=_nodes(value["nodes"]),
+            absent=_nodes(value["absent"]),
             holdings=tuple(_holding(holding) for holding in value["holdings"]),
             queued=tuple(_queued(job) for job in value["queued"]),
         )
+
+
+def _nodes(value: list[dict[str, Any]] | None) -> tuple[NodeView, ...] | None:
+    return None if value is None else tuple(_node(node) for node in value)
 
 
 def _node(value: dict[str, Any]) -> NodeView:

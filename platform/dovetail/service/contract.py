@@ -185,6 +185,8 @@ class JobView(_View):
     """The id of the job that this one retries."""
     code: str | None = None
     """The sha256 of the code that every attempt runs; null for a job that brings none."""
+    warnings: tuple[str, ...] = ()
+    """In the answer to a submission: what its author should know, as far as it is known by then."""
 
 
 class EventView(_View):

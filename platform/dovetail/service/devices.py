@@ -14,6 +14,7 @@ from dovetail.service.contract import (
     JobUseView,
 )
 from dovetail.service.shared_devices import Held
+from dovetail.service.tenure import boot_clock_s
 from dovetail.store.records import AttemptRecord, JobRecord
 from dovetail.store.store import Store
 from dovetail_jobs.errors import NotFound
@@ -52,6 +53,7 @@ class Devices:
     def history(self) -> list[DeviceHistoryView]:
         """Of every device that was shared in the last hours, as far as this server saw it."""
         found = []
+        until = self._state.devices.at(datetime.now(UTC), boot_clock_s())
         jobs: dict[str, JobRecord | None] = {}
         for node in self._state.facts.nodes or ():
             for device in node.devices:
@@ -75,7 +77,7 @@ class Devices:
                             )
                             for each in samples
                         ),
-                        until=datetime.now(UTC),
+                        until=until,
                     )
                 )
         return found

@@ -22,6 +22,7 @@ from dovetail_jobs.spec import JobSpec
 
 TIME_LIMIT_S = 300.0
 _NICE = 10
+_SHAPES = ("name", "momentum", "weight_decay")  # of an optimizer: what it keeps and what it makes
 _MEASURED = ("measured_bytes", "measured_busy")
 Answer = dict[str, Any]
 
@@ -39,9 +40,10 @@ class Forecasts:
         workdir: Path | None = None,
         code: str | None = None,
         in_background: bool = False,
+        limit_s: float = TIME_LIMIT_S,
     ) -> Answer:
-        """The forecast of a resolved family's job. Blocks for seconds where it is not kept yet.
-        `in_background` leaves the processors to others.
+        """The forecast of a resolved family's job. Blocks for seconds where it is not kept yet, at
+        most for `limit_s`. `in_background` leaves the processors to others.
 
         Raises UserError for a script, and where the step cannot be foreseen.
         """
@@ -49,7 +51,9 @@ class Forecasts:
         if answer is not None and "profile" in answer:  # an older Dovetail's has none
             return answer
         measured = {name: value for name, value in (answer or {}).items() if name in _MEASURED}
-        answer = rehearse(spec, workdir=workdir, profile=True, in_background=in_background)
+        answer = rehearse(
+            spec, workdir=workdir, profile=True, in_background=in_background, limit_s=limit_s
+        )
         answer |= measured
         self._keep(spec, code, answer)
         return answer
@@ -105,6 +109,7 @@ def rehearse(
     steps: int = 0,
     profile: bool = False,
     in_background: bool = False,
+    limit_s: float = TIME_LIMIT_S,
 ) -> Answer:
     """Ask a child process, which imports torch and the job's own code, and ends.
 
@@ -134,10 +139,10 @@ def rehearse(
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.setpriority(os.PRIO_PROCESS, child.pid, _NICE)
         try:
-            out, err = child.communicate(json.dumps(request).encode(), timeout=TIME_LIMIT_S)
+            out, err = child.communicate(json.dumps(request).encode(), timeout=limit_s)
         except subprocess.TimeoutExpired:
             raise UserError(
-                f"job {spec.name}: its memory was not foreseen within {TIME_LIMIT_S:g} s"
+                f"job {spec.name}: its memory was not foreseen within {limit_s:g} s"
             ) from None
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -153,11 +158,16 @@ def rehearse(
 
 
 def _configuration(spec: JobSpec, code: str | None) -> str:
-    """Equal for jobs whose steps are equal: what does not shape a step is left out."""
+    """Equal for jobs whose steps are equal: what does not shape a step is left out. The world size
+    is in it, since the batch is divided by it.
+    """
     known = spec.to_json()
     train = {**known["train"]} if known["train"] else {}
+    if train:
+        train["optimizer"] = {name: train["optimizer"][name] for name in _SHAPES}
     for other in ("steps", "epochs", "seed", "validate", "checkpoint", "schedule"):
         train.pop(other, None)
     versions = {name: version(name) for name in ("torch", "dovetail")}
-    parts = [known["family"], known["params"], train, known["resources"]["cpus"], code, versions]
+    size = {name: known["resources"][name] for name in ("devices", "cpus")}
+    parts = [known["family"], known["params"], train, size, code, versions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -63,7 +63,7 @@ def holdings(active: Sequence[JobRecord], outlooks: Outlooks | None = None) -> t
 
 
 def queued_job(job_id: str, spec: JobSpec, seq: int, found: Foreseen | None) -> QueuedJob:
-    memory = spec.resources.memory
+    memory, batch_size = spec.resources.memory, spec.params.get("batch_size")
     return QueuedJob(
         id=job_id,
         name=spec.name,
@@ -72,8 +72,19 @@ def queued_job(job_id: str, spec: JobSpec, seq: int, found: Foreseen | None) -> 
         devices=spec.resources.devices,
         cpus=spec.resources.cpus,
         memory_bytes=memory if isinstance(memory, int) else None,
+        peak_bytes=_peak_bytes(spec, found),
+        batch_size=batch_size if type(batch_size) is int else None,
         sharing=sharing(spec, found),
     )
+
+
+def _peak_bytes(spec: JobSpec, found: Foreseen | None) -> int | None:
+    """What a job takes that nothing keeps to less. One that declares is ended where it takes
+    more.
+    """
+    if found is None or spec.memory.policy != "none" or isinstance(spec.resources.memory, int):
+        return None
+    return found.peak_bytes
 
 
 def pause_s(losses: int) -> float:

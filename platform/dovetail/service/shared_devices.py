@@ -1,5 +1,9 @@
 """How the cluster's devices are shared now, and how they were over the last hours: written by the
 daemon, read by the use cases. In memory only.
+
+Time is counted by a clock that nobody sets. The wall clock is read once, when the history begins,
+and moments are shown from there: one that is set meanwhile neither empties the history nor mixes
+it up.
 """
 
 from __future__ import annotations
@@ -42,11 +46,14 @@ class SharedDevices:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._began: tuple[datetime, float] | None = None
         self._now: dict[Place, DeviceShares] = {}
         self._samples: dict[Place, deque[Sample]] = {}
 
-    def saw(self, event: DevicesSeen, at: datetime) -> None:
+    def saw(self, event: DevicesSeen, now: datetime, counted_s: float) -> None:
+        """`now` is the wall clock's, `counted_s` the monotonic clock's."""
         with self._lock:
+            at = self._at(now, counted_s)
             for shares in event.devices:
                 place = (event.node_id, shares.device)
                 self._now[place] = shares
@@ -66,6 +73,17 @@ class SharedDevices:
         """Oldest first."""
         with self._lock:
             return tuple(self._samples.get((node_id, device), ()))
+
+    def at(self, now: datetime, counted_s: float) -> datetime:
+        """A moment as the samples have it."""
+        with self._lock:
+            return self._at(now, counted_s)
+
+    def _at(self, now: datetime, counted_s: float) -> datetime:
+        if self._began is None or not any(self._samples.values()):
+            self._began = (now, counted_s)
+        began_at, began_s = self._began
+        return began_at + timedelta(seconds=counted_s - began_s)
 
     def _note(self, place: Place, shares: DeviceShares, at: datetime) -> None:
         kept = self._samples.setdefault(place, deque(maxlen=MOST_SAMPLES))

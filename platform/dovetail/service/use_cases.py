@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 from dovetail.scheduler.cycle import schedule
-from dovetail.scheduler.decisions import Start
+from dovetail.scheduler.decisions import Start, Wait
 from dovetail.scheduler.placement import never_fits
 from dovetail.scheduler.policies import POLICIES
-from dovetail.scheduler.view import DeviceView, Holding
+from dovetail.scheduler.view import DeviceView, Holding, NodeView
 from dovetail.service import picture
 from dovetail.service.changes import Changes
 from dovetail.service.cluster_state import ClusterState
@@ -44,6 +46,7 @@ from dovetail.service.contract import (
 from dovetail.service.devices import Devices
 from dovetail.service.elapsed import Elapsed
 from dovetail.service.forecasts import Forecasts
+from dovetail.service.known_devices import absent
 from dovetail.service.nodes import Nodes
 from dovetail.service.outlooks import Foreseen, Outlooks, foreseen, warnings
 from dovetail.service.server_state import ServerFacts, ServerState
@@ -59,6 +62,8 @@ from dovetail_workers.storage.protocol import Storage
 
 log = logging.getLogger(__name__)
 
+FORESEEN_WITHIN_S = 20.0
+FORECASTS_AT_ONCE = 2  # that submissions wait for; each is a process that computes
 _THIS = "(this job)"
 
 
@@ -86,6 +91,7 @@ class Platform:
         self._settings, self._url = settings, url
         self._nodes = Nodes(settings, state, store)
         self._code, self._forecasts, self._outlooks = code, forecasts, outlooks
+        self._forecasting = threading.Semaphore(FORECASTS_AT_ONCE)
         self._born_s = time.monotonic()
         self._devices = Devices(state, store)
         self.on_shutdown: Callable[[], None] = lambda: None
@@ -94,20 +100,53 @@ class Platform:
     def submit(
         self, spec: JobSpec, key: str | None, user: str, code: str | None = None
     ) -> tuple[JobView, bool]:
+        """What no device can hold is refused, as far as that is known (`_foresee_soon`)."""
         spec, _ = self._code.resolve(spec, code)
+        said: tuple[str, ...] = ()
         if key is None or not self._store.has(key):
-            self._refuse_too_large(spec, code)
+            found = self._foresee_soon(spec, code)
+            self._refuse_too_large(spec, found)
+            said = () if found is None else warnings(spec, found)
         job, created = self._store.submit(spec.to_json(), user=user, key=key, now=_now(), code=code)
         self._changed()
-        return self._view(job), created
+        return self._view(job, said), created
 
-    def _refuse_too_large(self, spec: JobSpec, code: str | None) -> None:
-        """As far as it is known without a wait: by a kept forecast, and the devices of now."""
-        if spec.family is None or (answer := self._forecasts.kept(spec, code)) is None:
-            return
-        job = picture.queued_job(_THIS, spec, seq=0, found=foreseen(_THIS, answer))
-        if (cause := never_fits(job, self._state.facts.nodes or ())) is not None:
+    def _foresee_soon(self, spec: JobSpec, code: str | None) -> Foreseen | None:
+        """What is kept of a family's job, or else what a child finds out within `FORESEEN_WITHIN_S`
+        where that decides something: whether it is refused, or what it is told of its reservation.
+        Nothing is acknowledged before. While others wait so, and while there is no cluster, nobody
+        does: the daemon foresees the job, and ends it if it fits nowhere.
+        """
+        if spec.family is None:
+            return None
+        if (answer := self._forecasts.kept(spec, code)) is not None:
+            return foreseen(_THIS, answer)
+        planned = spec.memory.policy != "none" or isinstance(spec.resources.memory, int)
+        if not planned or not self._state.facts.nodes:
+            return None
+        if not self._forecasting.acquire(blocking=False):
+            return None
+        try:
+            with self._code.opened(code) as folder:
+                answer = self._forecasts.of(
+                    spec, workdir=folder, code=code, limit_s=FORESEEN_WITHIN_S
+                )
+        except UserError as error:
+            log.info("no forecast yet name=%s: %s", spec.name, error)
+            return None
+        finally:
+            self._forecasting.release()
+        return foreseen(_THIS, answer)
+
+    def _refuse_too_large(self, spec: JobSpec, found: Foreseen | None) -> None:
+        """By the devices that are here now, and those that may come back."""
+        nodes = self._state.facts.nodes or ()
+        job = picture.queued_job(_THIS, spec, seq=0, found=found)
+        if (cause := never_fits(job, (*nodes, *(self._absent(nodes) or ())))) is not None:
             raise UserError(f"job {spec.name}: {cause}")
+
+    def _absent(self, nodes: tuple[NodeView, ...] | None) -> tuple[NodeView, ...] | None:
+        return absent(self._store.devices(), nodes) if nodes else None
 
     def plan(self, spec: JobSpec, code: str | None = None) -> PlanView:
         """The scheduler's answer for one more job in the queue as it stands, and its memory."""
@@ -117,15 +156,17 @@ class Platform:
         asked = picture.queued_job(_THIS, spec, seq=1 << 62, found=found)
         nodes, elapsed = self._state.facts.nodes, Elapsed(time.monotonic)
         view = picture.cluster_view(nodes, active, _now(), elapsed, self._outlooks)
-        view = picture.with_queued(view, asked)
+        view = replace(picture.with_queued(view, asked), absent=self._absent(nodes))
         decisions = schedule(view, POLICIES["priority"], _now())
         (decision,) = (item for item in decisions if item.job_id == asked.id)
         place, reason, message = None, "PLACED", ""
         if isinstance(decision, Start):
             place = PlacementView(node=decision.node, device=decision.device)
             message = decision.reason
-        else:
+        elif isinstance(decision, Wait):
             reason, message = decision.reason, decision.message
+        else:
+            reason, message = "REFUSED", decision.message
         return PlanView(
             spec=spec.to_json(),
             placement=place,
@@ -294,8 +335,8 @@ class Platform:
         self.stop_ray = stop_ray
         self.on_shutdown()
 
-    def _view(self, job: JobRecord) -> JobView:
-        return job_view(job, self._storage, self._devices.waits(job))
+    def _view(self, job: JobRecord, said: tuple[str, ...] = ()) -> JobView:
+        return job_view(job, self._storage, self._devices.waits(job), said)
 
     def _changed(self) -> None:
         self._changes.bump()

@@ -20,8 +20,13 @@ from dovetail_workers import keys
 from dovetail_workers.storage.protocol import Storage
 
 
-def job_view(job: JobRecord, storage: Storage, message: str | None = None) -> JobView:
-    """`message` stands in place of what the store says."""
+def job_view(
+    job: JobRecord,
+    storage: Storage,
+    message: str | None = None,
+    warnings: tuple[str, ...] = (),
+) -> JobView:
+    """`message` stands in place of what the store says; `warnings` are for whoever submitted it."""
     return JobView(
         id=job.id,
         name=job.name,
@@ -48,6 +53,7 @@ def job_view(job: JobRecord, storage: Storage, message: str | None = None) -> Jo
         files=_files(job, storage),
         origin=job.origin_job,
         code=job.code,
+        warnings=warnings,
     )
 
 

@@ -19,6 +19,15 @@ class RankRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRecord:
+    """A device of a node, by their names, that the cluster has or had of late."""
+
+    node: str
+    device: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRecord:
     """One try of a job on one device.
 

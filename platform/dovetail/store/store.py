@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Self, Unpack
 
-from sqlalchemy import CursorResult, Update, exists, func, or_, select, update
+from sqlalchemy import CursorResult, Update, delete, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -23,16 +23,17 @@ from dovetail.store.engine import open_engine, reading
 from dovetail.store.lease import LeaseRecord
 from dovetail.store.lookup import WHOLE, find
 from dovetail.store.outage import named, place
-from dovetail.store.records import AttemptDetails, EventRecord, JobRecord, MetricPoint
+from dovetail.store.records import AttemptDetails, DeviceRecord, EventRecord, JobRecord, MetricPoint
 from dovetail.store.reported import add_reports
 from dovetail.store.schema import upgrade
 from dovetail.store.submission import add_job, earlier, request_digest
-from dovetail.store.tables import Attempt, Event, Job
+from dovetail.store.tables import Attempt, Device, Event, Job
 from dovetail_jobs import lifecycle
 from dovetail_jobs.errors import DovetailError, NotFound
 from dovetail_jobs.lifecycle import TERMINAL, Reason, State
 from dovetail_workers.reports import Report
 
+DEVICE_KEPT = timedelta(days=7)  # a node that is away for longer does not come back
 _SUBMIT_TRIES = 10
 
 
@@ -301,6 +302,21 @@ class Store:
         The state of the job stays; where AttemptReleased may end a job, `apply` it instead.
         """
         return self._mark(job_id, attempt, Attempt.released_at.key, now)
+
+    def saw_devices(self, devices: Sequence[DeviceRecord], now: datetime) -> None:
+        """The cluster has these now. Those that were not seen for `DEVICE_KEPT` are forgotten."""
+        with self._write() as session:
+            session.execute(delete(Device).where(Device.seen_at < now - DEVICE_KEPT))
+            for each in devices:
+                session.merge(
+                    Device(node=each.node, device=each.device, bytes=each.bytes, seen_at=now)
+                )
+
+    def devices(self) -> tuple[DeviceRecord, ...]:
+        """What the cluster has or had of late, by name."""
+        with self._read() as session:
+            rows = session.scalars(select(Device).order_by(Device.node, Device.device))
+            return tuple(row.record() for row in rows)
 
     def events(self, job_id: str, after: int = 0) -> list[EventRecord]:
         """The story of a job, oldest first, from behind the event with id `after`."""

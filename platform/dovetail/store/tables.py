@@ -26,6 +26,7 @@ from sqlalchemy.types import TypeDecorator
 from dovetail.store.records import (
     AttemptRecord,
     CheckpointRecord,
+    DeviceRecord,
     EventRecord,
     JobRecord,
     MemoryRecord,
@@ -253,6 +254,20 @@ class Lease(Base):
     holder: Mapped[str | None] = mapped_column(Prose)
     token: Mapped[int] = mapped_column(BigInteger)
     renewals: Mapped[int] = mapped_column(BigInteger)
+
+
+class Device(Base):
+    """A device that the cluster has or had of late, by its node's name."""
+
+    __tablename__ = "devices"
+
+    node: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(primary_key=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    seen_at: Mapped[datetime]
+
+    def record(self) -> DeviceRecord:
+        return DeviceRecord(node=self.node, device=self.device, bytes=self.bytes)
 
 
 class Checkpoint(Base):
