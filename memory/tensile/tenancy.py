@@ -60,8 +60,8 @@ class Tenancy:
         self._lease: Lease | None = None
         self._told: Profile | None = None
         self._device_bytes = 0  # as far as they are needed
-        self._ratio = 1.0  # of what is held to what was foreseen, …
-        self._limit_ratio = 1.0  # … when this limit began
+        self._ratio = membership.overrun  # of what is held to what was foreseen, …
+        self._limit_ratio = self._ratio  # … when this limit began
         self._is_child = False
         self._hold_nothing()  # the tensors are there before anybody gave them room
 

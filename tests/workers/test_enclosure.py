@@ -78,6 +78,17 @@ def test_who_was_ended_by_the_kernel_says_what_it_held(tmp_path: Path) -> None:
     assert (used.peak_bytes, used.budget_bytes) == (430 * MIB, 100 * MIB)
 
 
+def test_how_wrong_a_plan_was_is_the_supervisors_word(tmp_path: Path) -> None:
+    launch = replace(family(tmp_path, memory=100 * MIB), overrun=1.5)
+    enclosed = Enclosed(tmp_path, launch)
+    heard = enclosed.enclosure.heard(MemoryUsed(base_bytes=0, overrun=9.0))
+    assert heard == MemoryUsed(base_bytes=0, fence="cgroup")
+    enclosed.end(memory_events="oom_kill 1\n", memory_peak=str(140 * MIB))
+    (used,) = enclosed.told
+    assert isinstance(used, MemoryUsed)
+    assert used.overrun == pytest.approx(1.5 * 1.4)
+
+
 def test_one_that_shares_is_kept_to_the_device_by_the_kernel_and_to_its_lease_by_the_watch(
     tmp_path: Path,
 ) -> None:

@@ -195,7 +195,9 @@ def family(launch: Launch, *, memory: str | int, policy: str) -> Launch:
         ("auto", "tensile", 80, 80, "resources.memory"),
         (100, "tensile", 80, 80, "resources.memory"),
         (100, "tensile", 1000, 100, "resources.memory"),
-        (100, "none", 1000, 1000, "all of its device"),
+        (100, "none", 1000, 1000, "what one like it took"),
+        (100, "none", 2**30, 2**30, "all of its device"),
+        (100, "tensile", 2**30, 2**30, "all of its device"),
     ],
 )
 def test_the_limit_is_what_is_declared_or_what_the_attempt_comes_back_with(

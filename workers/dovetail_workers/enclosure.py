@@ -90,7 +90,7 @@ class Enclosure:
         if report.base_bytes is not None:
             self._fence.know_base(report.base_bytes)
             self._confine(report.base_bytes)
-        return replace(report, fence=self.kind)
+        return replace(report, fence=self.kind, overrun=None)
 
     def end(self) -> str | None:
         """No process of the attempt is left. The sentence if the kernel ended it for its memory."""
@@ -106,9 +106,18 @@ class Enclosure:
                 peak_bytes=self._fence.peak_bytes,
                 budget_bytes=self._fence.limit_bytes or self._limit().bytes,
                 fence=self.kind,
+                overrun=self._overrun(),
             )
             self._report(used)
         return self._fence.overrun(self._limit()) if killed else None
+
+    def _overrun(self) -> float | None:
+        """Of a job that tensile keeps to a limit: how wrong its plan for that one was."""
+        limit_bytes = self._fence.limit_bytes or self._limit().bytes
+        if self._is_script or self._launch.spec["memory"]["policy"] == "none" or not limit_bytes:
+            return None
+        held_bytes = self._fence.over_bytes or self._fence.peak_bytes
+        return max(1.0, self._launch.overrun * held_bytes / limit_bytes)
 
     def leave(self) -> None:
         """Nothing of the attempt is on the device any more, however it ended."""

@@ -28,6 +28,7 @@ class MemoryFence:
     ) -> None:
         self.peak_bytes = 0
         self.limit_bytes: int | None = None
+        self.over_bytes = 0  # what was held at the look that decided
         self._limit, self._on_overrun = limit, on_overrun
         self._base_bytes: int | None = None
         self._awaits_base = awaits_base
@@ -57,6 +58,7 @@ class MemoryFence:
         is_over = held > fenced_bytes(limit.bytes, self._base_bytes)
         self._over = self._over + 1 if is_over else 0
         if self._over >= LOOKS:
+            self.over_bytes = held
             self._on_overrun(self.overrun(limit))
 
     def overrun(self, limit: MemoryLimit) -> str:

@@ -40,8 +40,10 @@ def fixed_limit(launch: Launch) -> MemoryLimit:
     declared = launch.spec["resources"]["memory"]
     managed = launch.spec["family"] is not None and launch.spec["memory"]["policy"] == "tensile"
     way_out = "write resources.memory: {needed} or more"
-    if launch.cap_bytes is not None and not managed:
-        return MemoryLimit(bytes=launch.cap_bytes, rule="all of its device", way_out=way_out)
+    has_all = launch.cap_bytes is not None and launch.cap_bytes >= launch.device_bytes
+    if launch.cap_bytes is not None and (has_all or not managed):
+        rule = "all of its device" if has_all else "what one like it took"
+        return MemoryLimit(bytes=launch.cap_bytes, rule=rule, way_out=way_out)
     said = [size for size in (declared, launch.cap_bytes) if isinstance(size, int) and size]
     if not said:
         return MemoryLimit(bytes=None, rule="", way_out="")

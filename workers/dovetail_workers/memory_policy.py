@@ -61,7 +61,9 @@ class MemoryPolicy:
             lease = from_environment(say=lambda sentence: say(f"memory: {sentence}"))
             self._is_shared = lease is not None
             # a lease is never more than the device, so only what the user said bounds it
-            self._limit_bytes = _limit(spec, None if self._is_shared else device_bytes, cap_bytes)
+            whole_bytes = None if self._is_shared else device_bytes
+            has_all = cap_bytes is not None and cap_bytes >= device_bytes
+            self._limit_bytes = _limit(spec, whole_bytes, cap_bytes, has_all=has_all)
             self._budget_bytes = self._limit_bytes
             self._session = tensile.Session(
                 dict(models), list(optimizers.values()), self._limit_bytes, device, lease=lease
@@ -160,13 +162,18 @@ def _no_limit(size_bytes: int) -> None:
     """There is room for everything."""
 
 
-def _limit(spec: JobSpec, device_bytes: int | None, cap_bytes: int | None) -> int | None:
+def _limit(
+    spec: JobSpec, device_bytes: int | None, cap_bytes: int | None, *, has_all: bool = False
+) -> int | None:
     """What admission reserves, and never more than the job asks tensile to plan under, nor more
-    than `cap_bytes`; of a device of so many bytes, or of one whose broker says how many.
+    than `cap_bytes`; of a device of so many bytes, or of one whose broker says how many. One that
+    was given all of it may use that, whatever it declares.
     """
-    said = (spec.resources.memory, spec.memory.budget, cap_bytes)
-    limits = [limit for limit in said if isinstance(limit, int)]
-    if device_bytes is not None and not isinstance(spec.resources.memory, int):
+    reserved = None if has_all else spec.resources.memory
+    limits = [
+        limit for limit in (reserved, spec.memory.budget, cap_bytes) if isinstance(limit, int)
+    ]
+    if device_bytes is not None and not isinstance(reserved, int):
         limits.append(device_bytes)
     return min(limits, default=None)
 
