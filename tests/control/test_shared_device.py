@@ -339,6 +339,27 @@ def test_a_script_that_took_more_than_it_declares_comes_back_with_a_whole_device
     room.store.close()
 
 
+def test_a_family_that_nobody_manages_comes_back_alone_and_hears_what_would_help(
+    tmp_path: Path,
+) -> None:
+    room = Room(tmp_path)
+    spec = JobSpec.model_validate({"name": "a", "family": "swin", "train": {"steps": 1}})
+    job_id = room.store.submit(spec.to_json(), user="u", key=None, now=room.now)[0].id
+    room.turn()
+    for attempt in range(1, 5):
+        run_out(room, f"{job_id}.{attempt}", 2**30, 2**30)
+    assert room.cluster.launched[f"{job_id}.2"].cap_bytes == 2**30
+    said = story(room, job_id, "Readmitted")
+    assert len(said) == 3
+    assert said[0].endswith(
+        "nobody moves its memory (with memory: {policy: tensile} it would run under less), so it "
+        "has a device of its own, and all of it"
+    )
+    ended = room.job(job_id)
+    assert (ended.state, ended.reason) == (State.FAILED, Reason.OUT_OF_MEMORY)
+    room.store.close()
+
+
 def test_a_declared_memory_below_the_forecast_is_told_in_the_story(tmp_path: Path) -> None:
     room = Room(tmp_path)
     job_id = room.managed("a", memory="250MiB")

@@ -33,7 +33,10 @@ class Enclosed:
         self.told: list[Report] = []
         self.ended: list[str] = []
         make: Callable[[str], Cgroup | None] = self._make if grouped else lambda _: None
-        self.enclosure = Enclosure(launch, {}, self.ended.append, self.told.append, make)
+        self.kills = {"oom_kill of /proc/vmstat": 7}
+        self.enclosure = Enclosure(
+            launch, {}, self.ended.append, self.told.append, make, lambda: dict(self.kills)
+        )
         self.enclosure.begin(os.getpid())
 
     def _make(self, attempt_id: str) -> Cgroup:
@@ -76,6 +79,27 @@ def test_who_was_ended_by_the_kernel_says_what_it_held(tmp_path: Path) -> None:
     (used,) = enclosed.told
     assert isinstance(used, MemoryUsed)
     assert (used.peak_bytes, used.budget_bytes) == (430 * MIB, 100 * MIB)
+
+
+def test_a_kill_that_the_kernel_counts_meanwhile_is_taken_to_be_its_own(tmp_path: Path) -> None:
+    enclosed = Enclosed(tmp_path, script_launch(tmp_path, "true"), grouped=False)
+    assert enclosed.enclosure.end(was_killed=True) is None
+    assert enclosed.enclosure.kernel_kill is None
+    enclosed.kills["oom_kill of /proc/vmstat"] += 1
+    assert enclosed.enclosure.end() is None
+    assert enclosed.enclosure.kernel_kill is None  # it was not killed
+    enclosed.enclosure.end(was_killed=True)
+    assert enclosed.enclosure.kernel_kill == "oom_kill of /proc/vmstat"
+
+
+def test_what_a_fenced_script_took_is_told_however_it_ended(tmp_path: Path) -> None:
+    launch = script_launch(tmp_path, "true", resources={"memory": "100MiB"})
+    enclosed = Enclosed(tmp_path, launch, grouped=False)
+    enclosed.end()
+    (used,) = enclosed.told
+    assert isinstance(used, MemoryUsed)
+    assert (used.budget_bytes, used.fence, used.overrun) == (100 * MIB, "watched", None)
+    assert used.peak_bytes is not None
 
 
 def test_how_wrong_a_plan_was_is_the_supervisors_word(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from dovetail_workers import cuda_fence
+from dovetail_workers import cuda_fence, oom_kills
 from dovetail_workers.attempt_watch import AttemptWatch
 from dovetail_workers.busyness import Busyness
 from dovetail_workers.cgroup import Cgroup
@@ -25,8 +25,11 @@ from dovetail_workers.stand_in import StandIn
 class Enclosure:
     """`on_overrun` hears a sentence, once, in a thread of the enclosure: the attempt is to be ended
     then. `report` takes what the enclosure itself has to say. `make_group` gives an attempt a group
-    of its own, by its id.
+    of its own, by its id; `count_kills` reads the kernel's counters of its kills for want of
+    memory. `kernel_kill` is the one that rose by `end`, if a SIGKILL ended the attempt.
     """
+
+    kernel_kill: str | None = None
 
     def __init__(
         self,
@@ -35,7 +38,10 @@ class Enclosure:
         on_overrun: Callable[[str], None],
         report: Callable[[Report], None],
         make_group: Callable[[str], Cgroup | None] = Cgroup.make,
+        count_kills: Callable[[], Mapping[str, int]] = oom_kills.counts,
     ) -> None:
+        self._count_kills = count_kills
+        self._kills_before: Mapping[str, int] = {}
         self._launch, self._report, self._make_group = launch, report, make_group
         self._is_script = launch.spec["family"] is None
         self._is_cpu = launch.device.startswith("cpu:")
@@ -66,6 +72,7 @@ class Enclosure:
 
     def begin(self, pid: int) -> None:
         """The attempt's first process runs, and has not done anything yet."""
+        self._kills_before = self._count_kills()
         if self._is_cpu and self.kind is not None:
             group = self._make_group(self._launch.attempt_id)
             if group is not None and group.take(pid):
@@ -92,8 +99,12 @@ class Enclosure:
             self._confine(report.base_bytes)
         return replace(report, fence=self.kind, overrun=None)
 
-    def end(self) -> str | None:
-        """No process of the attempt is left. The sentence if the kernel ended it for its memory."""
+    def end(self, *, was_killed: bool = False) -> str | None:
+        """No process of the attempt is left. The sentence if the kernel ended it for its own
+        limit. `was_killed`: by a SIGKILL, whosever.
+        """
+        if was_killed:
+            self.kernel_kill = oom_kills.risen(self._kills_before, self._count_kills())
         if self._watch is not None:
             self._watch.close()
         killed = self._group is not None and self._group.kills() > 0
@@ -101,12 +112,15 @@ class Enclosure:
             if killed:  # between two looks
                 self._fence.peak_bytes = max(self._fence.peak_bytes, self._group.peak_bytes() or 0)
             self._group.remove()
-        if killed or self._fence.is_broken:
+        is_over = killed or self._fence.is_broken
+        # a script has nobody else to say what it took
+        tells = self._is_script and self._is_cpu and self.kind is not None
+        if is_over or tells or self.kernel_kill is not None:
             used = MemoryUsed(
                 peak_bytes=self._fence.peak_bytes,
                 budget_bytes=self._fence.limit_bytes or self._limit().bytes,
                 fence=self.kind,
-                overrun=self._overrun(),
+                overrun=self._overrun() if is_over else None,
             )
             self._report(used)
         return self._fence.overrun(self._limit()) if killed else None

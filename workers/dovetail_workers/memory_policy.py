@@ -25,6 +25,7 @@ RUNGS = 3
 _ADVICE = (
     "end what else runs on this device, reserve more with resources.memory, or lower memory.budget"
 )
+_UNMANAGED = "memory: {policy: tensile} runs a job under less than it would take by itself"
 
 Batch = TypeVar("Batch")
 Given = TypeVar("Given")
@@ -52,8 +53,6 @@ class MemoryPolicy:
         self._limit_bytes: int | None = None
         self._budget_bytes: int | None = None
         self._is_shared = False
-        # without a manager, only who was given less than a device may find more elsewhere
-        self._is_fenced = isinstance(spec.resources.memory, int)
         if spec.memory.policy == "none":
             return
         self._wanted = spec.memory.budget
@@ -98,7 +97,7 @@ class MemoryPolicy:
         """
         session = self._session
         if session is None:
-            with _sustained(nullcontext()) if self._is_fenced else nullcontext():
+            with _sustained(nullcontext(), _UNMANAGED):
                 step()
             return
         while True:
@@ -118,7 +117,9 @@ class MemoryPolicy:
             )
 
     def evaluate(self) -> AbstractContextManager[None]:
-        return _sustained(self._session.evaluate()) if self._session is not None else nullcontext()
+        if self._session is None:
+            return _sustained(nullcontext(), _UNMANAGED)
+        return _sustained(self._session.evaluate())
 
     def staging(self) -> AbstractContextManager[Callable[[int], None]]:
         """Around a checkpoint that is written or loaded: gives what makes room for so many bytes
@@ -179,7 +180,7 @@ def _limit(
 
 
 @contextmanager
-def _sustained(passage: AbstractContextManager[Given]) -> Iterator[Given]:
+def _sustained(passage: AbstractContextManager[Given], advice: str = _ADVICE) -> Iterator[Given]:
     """A lower tier that gives out in the middle is a storage that refuses; memory that does is said
     in a sentence.
     """
@@ -188,7 +189,7 @@ def _sustained(passage: AbstractContextManager[Given]) -> Iterator[Given]:
             yield given
     except (MemoryError, RuntimeError, OSError) as error:
         if is_out_of_memory(error) or isinstance(error, tensile.LeaseRefused):
-            raise OutOfMemory(f"{error}; {_ADVICE}") from error
+            raise OutOfMemory(f"{error}; {advice}") from error
         if isinstance(error, tensile.TierError):
             raise StorageError(f"memory.policy: tensile  {error.strerror}") from error
         raise

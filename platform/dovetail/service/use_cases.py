@@ -137,7 +137,9 @@ class Platform:
         )
 
     def _foresee(self, spec: JobSpec, code: str | None) -> tuple[ForecastView | None, Foreseen]:
-        """No forecast for a script, of which what one took may be known, and for a family whose step cannot be foreseen."""
+        """No forecast for a script, of which only what one took may be known, and for a family
+        whose step cannot be foreseen.
+        """
         if spec.family is None:
             took = self._forecasts.kept(spec, code)
             nothing = Foreseen(job_id=_THIS, cause="it is a script")
