@@ -12,7 +12,8 @@ import pytest
 from dovetail_workers.cgroup import Cgroup
 from dovetail_workers.enclosure import Enclosure
 from dovetail_workers.launch import Launch
-from dovetail_workers.memory_limit import fenced_bytes
+from dovetail_workers.library_memory import BARE_BYTES, MOST_BYTES
+from dovetail_workers.memory_limit import BESIDE_BYTES
 from dovetail_workers.reports import MemoryUsed, Progress, Report
 from helpers.attempts import script_launch
 
@@ -61,7 +62,7 @@ def test_a_job_that_has_its_device_alone_is_kept_to_its_limit_by_the_kernel(
     assert enclosed.kept_to() is None  # what its bare process takes is not known yet
     heard = enclosed.enclosure.heard(MemoryUsed(base_bytes=300 * MIB))
     assert heard == MemoryUsed(base_bytes=300 * MIB, fence="cgroup")
-    assert enclosed.kept_to() == 300 * MIB + fenced_bytes(100 * MIB, 300 * MIB)
+    assert enclosed.kept_to() == 410 * MIB + BESIDE_BYTES
     assert enclosed.enclosure.heard(Progress(step=1)) == Progress(step=1)
     assert enclosed.end() is None
     assert enclosed.told == []
@@ -70,10 +71,10 @@ def test_a_job_that_has_its_device_alone_is_kept_to_its_limit_by_the_kernel(
 def test_who_was_ended_by_the_kernel_says_what_it_held(tmp_path: Path) -> None:
     enclosed = Enclosed(tmp_path, script_launch(tmp_path, "true", resources={"memory": "100MiB"}))
     assert enclosed.told == [MemoryUsed(budget_bytes=100 * MIB, fence="cgroup")]
-    assert enclosed.kept_to() == fenced_bytes(100 * MIB, None)
-    said = enclosed.end(memory_events="oom_kill 1\n", memory_peak=str(430 * MIB))
+    assert enclosed.kept_to() == MOST_BYTES + 110 * MIB + BESIDE_BYTES
+    said = enclosed.end(memory_events="oom_kill 1\n", memory_peak=str(430 * MIB + BARE_BYTES))
     assert said == (
-        "out of memory: it held 430MiB with its libraries, and might hold 100MiB of the device "
+        "out of memory: it held 430MiB beside its libraries, and might hold 100MiB of the device "
         "(resources.memory); write resources.memory: 430MiB or more"
     )
     (used,) = enclosed.told
@@ -120,7 +121,7 @@ def test_one_that_shares_is_kept_to_the_device_by_the_kernel_and_to_its_lease_by
     enclosed = Enclosed(tmp_path, launch)
     heard = enclosed.enclosure.heard(MemoryUsed(base_bytes=MIB))
     assert heard == MemoryUsed(base_bytes=MIB, fence="watched")
-    assert enclosed.kept_to() == MIB + fenced_bytes(launch.device_bytes, MIB)
+    assert enclosed.kept_to() == MIB + launch.device_bytes + launch.device_bytes // 20
     enclosed.end()
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from dovetail_workers import cuda_fence, oom_kills
+from dovetail_workers import cuda_fence, library_memory, oom_kills
 from dovetail_workers.attempt_watch import AttemptWatch
 from dovetail_workers.busyness import Busyness
 from dovetail_workers.cgroup import Cgroup
 from dovetail_workers.launch import Launch
 from dovetail_workers.memory_fence import MemoryFence
-from dovetail_workers.memory_limit import fenced_bytes, limit_of
+from dovetail_workers.memory_limit import limit_of, slack_bytes
 from dovetail_workers.reports import MemoryUsed, Report, Started
 from dovetail_workers.stand_in import StandIn
 
@@ -86,7 +86,9 @@ class Enclosure:
         if self._is_script:
             self._busyness.begin()
         if self._is_cpu:
-            self._watch = AttemptWatch(self._fence.look, self._busyness.look)
+            self._watch = AttemptWatch(
+                self._fence.look, self._busyness.look, suspects=lambda: self._fence.suspects
+            )
 
     def heard(self, report: Report) -> Report:
         """A report of the attempt, as it goes on."""
@@ -109,8 +111,8 @@ class Enclosure:
             self._watch.close()
         killed = self._group is not None and self._group.kills() > 0
         if self._group is not None:
-            if killed:  # between two looks
-                self._fence.peak_bytes = max(self._fence.peak_bytes, self._group.peak_bytes() or 0)
+            if killed:
+                self._fence.know_total(self._group.peak_bytes() or 0)
             self._group.remove()
         is_over = killed or self._fence.is_broken
         # a script has nobody else to say what it took
@@ -140,6 +142,10 @@ class Enclosure:
 
     def _confine(self, base_bytes: int | None) -> None:
         """A lease may grow at any moment, so the group of one that shares ends at the device."""
-        limit_bytes = self._launch.device_bytes if self._launch.share else self._limit().bytes
-        if self._group is not None and limit_bytes is not None:
-            self._group.limit((base_bytes or 0) + fenced_bytes(limit_bytes, base_bytes))
+        device_bytes = self._launch.device_bytes
+        fenced_bytes: int | None = device_bytes + slack_bytes(self._launch, device_bytes)
+        if not self._launch.share:
+            fenced_bytes = self._limit().fenced_bytes
+        if self._group is not None and fenced_bytes is not None:
+            bare_bytes = library_memory.MOST_BYTES if base_bytes is None else base_bytes
+            self._group.limit(bare_bytes + fenced_bytes)
