@@ -511,6 +511,7 @@ class Daemon:
             priority=job.priority,
             cap_bytes=attempt.cap_bytes,
             overrun=picture.overrun(job, self._outlooks),
+            readmitted=any(each.reason is Reason.OUT_OF_MEMORY for each in job.attempts),
         )
         self.cluster.launch(launch, attempt.node_id, attempt.cpus)
 

@@ -30,6 +30,7 @@ class Enclosure:
     """
 
     kernel_kill: str | None = None
+    _is_fenced = False
 
     def __init__(
         self,
@@ -63,6 +64,15 @@ class Enclosure:
         if self._limit().bytes is None:
             return None
         return "watched" if self._group is None else "cgroup"
+
+    @property
+    def ended_by(self) -> str:
+        """Whom an end for want of memory is due to: the fence, the kernel, or the program, which
+        found none itself.
+        """
+        if self._is_fenced:
+            return "fence"
+        return "program" if self.kernel_kill is None else "kernel"
 
     def let_in(self, say: Callable[[str], None], is_over: Callable[[], bool]) -> bool:
         """Before the first process: wait until the device has room for what a script declares, and
@@ -115,6 +125,7 @@ class Enclosure:
                 self._fence.know_total(self._group.peak_bytes() or 0)
             self._group.remove()
         is_over = killed or self._fence.is_broken
+        self._is_fenced = is_over
         # a script has nobody else to say what it took
         tells = self._is_script and self._is_cpu and self.kind is not None
         if is_over or tells or self.kernel_kill is not None:

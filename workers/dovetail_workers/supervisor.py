@@ -148,6 +148,11 @@ class Supervisor:
             ) from None
         return ended
 
+    @property
+    def ended_by(self) -> str:
+        """Of an attempt that ended for want of memory."""
+        return self._enclosure.ended_by
+
     def stop(self, grace_s: float) -> None:
         """Ask the program to end (SIGTERM to its group), kill its whole tree after `grace_s`,
         return when it is over.
