@@ -27,7 +27,9 @@ CHILD = str(Path(__file__).with_name("lone_training.py"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
     """`budgets` are bytes by job, for good; None for no limit. With `broker_bytes` jobs have their
-    bytes from a broker of a device of that size. `label` names the arm and how copies are made.
+    bytes from a broker of a device of that size. With `admits_bytes` a job begins, in their order,
+    when its budget fits beside those of the jobs that train. `label` names the arm and how copies
+    are made.
     """
 
     label: str
@@ -36,6 +38,7 @@ class Arm:
     is_managed: bool = True
     budgets: Mapping[str, int] | None = None
     broker_bytes: int | None = None
+    admits_bytes: int | None = None
     copies_bytes_per_s: float | None = None
 
 
@@ -134,7 +137,7 @@ def run(
             trainee.get_ready()
         with SummedBytes(lambda: (look or _resident_bytes)(trainees)) as samples:
             begin_s = time.monotonic()
-            _train(arm, tuple(trainees.values()))
+            train(arm, trainees)
             end_s = time.monotonic()
         for name, trainee in trainees.items():
             if trainee.process.wait() or not trainee.found:
@@ -155,14 +158,36 @@ def ratios(
     return [figure(one) / figure(other) for one, other in zip(runs, others, strict=True)]
 
 
-def _train(arm: Arm, trainees: Sequence[Trainee]) -> None:
-    followers = [threading.Thread(target=trainee.follow) for trainee in trainees]
-    for trainee, follower in zip(trainees, followers, strict=True):
+def train(arm: Arm, trainees: Mapping[str, Trainee]) -> None:
+    """Let each begin when the arm lets it, and follow all to their ends."""
+    free_bytes = arm.admits_bytes
+    changed = threading.Condition()
+
+    def follow(name: str, needed_bytes: int) -> None:
+        nonlocal free_bytes
+        trainees[name].follow()
+        if arm.one_by_one or free_bytes is not None:
+            trainees[name].process.wait()  # its bytes are there until then
+        with changed:
+            if free_bytes is not None:
+                free_bytes += needed_bytes
+            changed.notify_all()
+
+    followers = []
+    for name, trainee in trainees.items():
+        needed_bytes = 0
+        if free_bytes is not None:
+            assert arm.budgets is not None
+            needed_bytes = arm.budgets[name]
+            with changed:
+                while free_bytes < needed_bytes:
+                    changed.wait()
+                free_bytes -= needed_bytes
         trainee.tell()
+        followers.append(follower := threading.Thread(target=follow, args=(name, needed_bytes)))
         follower.start()
         if arm.one_by_one:
             follower.join()
-            trainee.process.wait()  # its bytes are there until then
     for follower in followers:
         follower.join()
 

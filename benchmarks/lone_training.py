@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from frontier_models import MODELS
 from memory_forecast import load_libraries, step_of
 from throttled_copies import throttle
 
 import tensile
+from tensile import resident
+from tensile.contents import is_out_of_memory
 
 FEW = 2  # samples of a batch that only loads what the steps will need
 
@@ -29,8 +33,9 @@ FEW = 2  # samples of a batch that only loads what the steps will need
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """`steps` of `model`, on batches so many `times` the usual. `is_managed`: in a session, whose
-    budget is `budget_bytes`, or its lease where a broker is named by the environment. On CUDA
-    there is no session, and `budget_bytes` is what the process may take of the device.
+    budget is `budget_bytes`, or its lease where a broker is named by the environment. Without a
+    session `budget_bytes` is what the process may take: of the device on CUDA, by its allocator; of
+    memory on a CPU, by the system (RLIMIT_DATA).
     `copies_bytes_per_s` is the speed of the channel in `channel`, simulated; None for the disk's.
     """
 
@@ -100,13 +105,12 @@ def train_here(task: Task) -> dict[str, Any]:
     print("ready", flush=True)
     sys.stdin.readline()
     used_s = time.process_time()
-    if task.device == "cpu":
+    try:
         found = _train(task, costs)
-    else:
-        try:
-            found = _train(task, None)
-        except torch.cuda.OutOfMemoryError:
-            found = {"failed": "out of memory"}
+    except (MemoryError, RuntimeError) as error:
+        if task.is_managed or not is_out_of_memory(error):
+            raise
+        found = {"failed": "out of memory"}
     return found | {"cpu_s": time.process_time() - used_s}
 
 
@@ -115,6 +119,8 @@ def _train(task: Task, costs: tensile.Costs | None) -> dict[str, Any]:
 
     model, optimizer, step, batch = made(task, task.times * MODELS[task.model][1])
     losses, ends_s = [], []
+    resident.reset_peak()
+    base = resident.measure()
     with _session(task, costs, model, optimizer, step, batch) as session:
         print("begun", flush=True)
         begun_s = time.monotonic()
@@ -125,6 +131,8 @@ def _train(task: Task, costs: tensile.Costs | None) -> dict[str, Any]:
         found: dict[str, Any] = {"begun_s": begun_s, "ends_s": ends_s, "losses": losses}
         if session is None and task.device != "cpu":
             found["peak_bytes"] = torch.cuda.max_memory_reserved(task.device)
+        elif session is None and base is not None:
+            found["peak_bytes"] = resident.peak_growth_bytes(base)
         if session is not None:
             stats = session.stats()
             for figure in ("base_bytes", "peak_bytes", "swapped_out_bytes", "swapped_in_bytes"):
@@ -142,7 +150,10 @@ def _session(
     import torch
 
     if not task.is_managed:
-        if task.device != "cpu" and task.budget_bytes is not None:
+        if task.device == "cpu" and task.budget_bytes is not None:
+            used_bytes = psutil.Process().memory_info().data
+            resource.setrlimit(resource.RLIMIT_DATA, (used_bytes + task.budget_bytes,) * 2)
+        elif task.budget_bytes is not None:
             whole_bytes = torch.cuda.get_device_properties(task.device).total_memory
             torch.cuda.set_per_process_memory_fraction(task.budget_bytes / whole_bytes)
         yield None

@@ -15,20 +15,22 @@ from tensile.coordinator.profile import declared
 from tensile.manageable import SessionError
 
 _BROKER, _JOB = "TENSILE_BROKER", "TENSILE_JOB"
-_WEIGHT, _PRIORITY = "TENSILE_WEIGHT", "TENSILE_PRIORITY"
+_WEIGHT, _PRIORITY, _OVERRUN = "TENSILE_WEIGHT", "TENSILE_PRIORITY", "TENSILE_OVERRUN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
     """`path` is the socket of the device's broker, `job` a name that is there once. Jobs of a
-    higher `priority` are served first; `weight` counts among equals. `say` hears, in a sentence,
-    that the job waits, and that it waits no more. Raises SessionError for what is no membership.
+    higher `priority` are served first; `weight` counts among equals. Jobs like it were measured to
+    hold `overrun` times what is foreseen of them. `say` hears, in a sentence, that the job waits,
+    and that it waits no more. Raises SessionError for what is no membership.
     """
 
     path: Path
     job: str
     weight: float = 1.0
     priority: int = 0
+    overrun: float = 1.0
     say: Callable[[str], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +58,7 @@ def from_environment(
         job=job,
         weight=_weight(environment.get(_WEIGHT, "1")),
         priority=_priority(environment.get(_PRIORITY, "0")),
+        overrun=_overrun(environment.get(_OVERRUN, "1")),
         say=say,
     )
 
@@ -75,3 +78,15 @@ def _priority(text: str) -> int:
         return int(text)
     except ValueError:
         raise SessionError(f"{_PRIORITY}: {text!r} is no whole number; 0 is the usual") from None
+
+
+def _overrun(text: str) -> float:
+    try:
+        overrun = float(text)
+    except ValueError:
+        overrun = math.nan
+    if not 1 <= overrun < math.inf:
+        raise SessionError(
+            f"{_OVERRUN}: {text!r} is no number from 1 on; write 1 for what is foreseen"
+        )
+    return overrun

@@ -61,8 +61,8 @@ class Tenancy:
         self._told: Profile | None = None
         self._known_bytes = 0  # the peak, whatever of it is wanted
         self._unknown_bytes = 0  # that a step which nobody knows may take
-        self._ratio = 1.0  # of what is held to what was foreseen, …
-        self._limit_ratio = 1.0  # … when this limit began
+        self._ratio = membership.overrun  # of what is held to what was foreseen, …
+        self._limit_ratio = self._ratio  # … when this limit began
         self._is_child = False
         self._hold_nothing()  # the tensors are there before anybody gave them room
 

@@ -44,7 +44,7 @@ from dovetail.service.fences import Fences
 from dovetail.service.foresight import Foresight
 from dovetail.service.journals import Journals
 from dovetail.service.known_devices import KnownDevices
-from dovetail.service.outlooks import Foreseen, Outlooks, warnings
+from dovetail.service.outlooks import Foreseen, Outlooks, counted_bytes, warnings
 from dovetail.service.server_state import ServerState
 from dovetail.service.tenure import Tenure, boot_clock_s
 from dovetail.store.lease import LeaseLost
@@ -432,7 +432,7 @@ class Daemon:
                 self._clock(),
                 node_id=decision.node_id,
                 cpus=job.spec["resources"]["cpus"],
-                cap_bytes=decision.cap_bytes,
+                cap_bytes=decision.cap_bytes or self._counted_bytes(job, decision),
             )
             if changed is not None:
                 if decision.readmission is not None:
@@ -443,6 +443,12 @@ class Daemon:
                     job.id, number, decision.node, decision.device, decision.reason,
                 )  # fmt: skip
                 self._changes.bump()
+
+    def _counted_bytes(self, job: JobRecord, start: Start) -> int | None:
+        """What a script may hold whose command took more before than it declares."""
+        size_bytes = counted_bytes(JobSpec.model_validate(job.spec), self._outlooks.of(job.id))
+        device = picture.device(self._state.facts.nodes or (), start.node_id, start.device)
+        return None if size_bytes is None or device is None else min(size_bytes, device.bytes)
 
     def _just_ended(self, job: JobRecord) -> bool:
         """A release takes a moment after every attempt; only a long one is worth a line in the
@@ -511,6 +517,8 @@ class Daemon:
             share=JobSpec.model_validate(job.spec).shares,
             priority=job.priority,
             cap_bytes=attempt.cap_bytes,
+            overrun=picture.overrun(job, self._outlooks),
+            readmitted=any(each.reason is Reason.OUT_OF_MEMORY for each in job.attempts),
         )
         self.cluster.launch(launch, attempt.node_id, attempt.cpus)
 

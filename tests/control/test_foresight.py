@@ -93,6 +93,7 @@ def test_what_was_kept_is_answered_again_and_corrected_by_what_was_measured(benc
         profile=profile((360, 1.0), (240, 2.0)),
         provenance="measured",
         traced_bytes=300,
+        raised=1.2,
     )
     assert heard.get(timeout=10) == corrected
     foresight.learn(bench.job(family_job(bench, "lower")), Measured(peak_bytes=350, busy=0.2))
@@ -100,6 +101,10 @@ def test_what_was_kept_is_answered_again_and_corrected_by_what_was_measured(benc
     following = bench.job(family_job(bench, "b"))
     Foresight(forecasts, CodeShelf(bench.storage, 1), heard.put).ask(following)
     assert heard.get(timeout=10) == replace(corrected, job_id=following.id)
+    # ended under a limit for what it held, which was less than the peak
+    foresight.learn(bench.job(family_job(bench, "fenced")), Measured(overrun=1.5))
+    raised = heard.get(timeout=10)
+    assert (raised.peak_bytes, raised.profile) == (450, profile((450, 1.0), (300, 2.0)))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dovetail.service.outlooks import Foreseen, foreseen, sharing, warnings
+from dovetail.service.outlooks import Foreseen, corrected, foreseen, sharing, warnings
 from dovetail_jobs.spec import JobSpec
 from helpers.build import MIB, profile, spec
 from tensile.coordinator import declared
@@ -146,3 +146,37 @@ def test_a_higher_peak_that_was_measured_corrects_every_rung() -> None:
     assert warnings(family(), a_little) == ()
     assert corrected.profile is not None
     assert [rung.bytes for rung in corrected.profile.rungs] == [300 * MIB, 180 * MIB, 75 * MIB]
+
+
+def sizes(found: Foreseen) -> list[int]:
+    assert found.profile is not None
+    return [rung.bytes // MIB for rung in found.profile.rungs]
+
+
+def test_an_overrun_under_any_limit_raises_every_rung_and_is_counted_once() -> None:
+    fenced = corrected(KNOWN, 180 * MIB, 1.5)  # it held 180 under 120, which is below its peak
+    assert sizes(fenced) == [300, 180, 75]
+    assert (fenced.provenance, fenced.peak_bytes, fenced.traced_bytes) == (
+        "measured",
+        300 * MIB,
+        200 * MIB,
+    )
+    assert corrected(fenced, 180 * MIB, 1.5) == fenced
+    assert sizes(corrected(fenced, 400 * MIB, 1.5)) == [400, 240, 100]
+    answer = {"forecast": {"peak_bytes": 200 * MIB}, "profile": LADDER.to_json()}
+    assert foreseen("a", {**answer, "measured_overrun": 1.5}) == replace(
+        corrected(KNOWN, None, 1.5)
+    )
+
+
+def test_a_script_counts_as_what_its_command_took_where_that_is_more_than_it_declares() -> None:
+    took = foreseen("a", {"measured_bytes": 900 * MIB})
+    less, enough = spec(resources={"memory": "400MiB"}), spec(resources={"memory": "1GiB"})
+    assert sharing(less, took).profile == declared(900 * MIB)
+    assert warnings(less, took) == (
+        "resources.memory: 400MiB is less than the 900MiB that the same command took before, which "
+        "is what is counted with; write resources.memory: 900MiB or more",
+    )
+    assert sharing(enough, took).profile == declared(1024 * MIB)
+    assert warnings(enough, took) == ()
+    assert sharing(spec(), took).profile is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,11 @@ class Room(Bench):
         self.turn()
 
     def finish(self, job_id: str) -> None:
-        self.cluster.begin(f"{job_id}.1")
-        self.cluster.finish(f"{job_id}.1")
+        self.finish_attempt(f"{job_id}.1")
+
+    def finish_attempt(self, attempt_id: str) -> None:
+        self.cluster.begin(attempt_id)
+        self.cluster.finish(attempt_id)
         self.turn()
 
 
@@ -238,6 +242,83 @@ def run_out(room: Room, attempt_id: str, limit_bytes: int, peak_bytes: int) -> N
     room.turn()
 
 
+def fenced(room: Room, attempt_id: str, limit_bytes: int, held_bytes: int) -> None:
+    """The attempt is ended since it holds more than it may."""
+    room.cluster.begin(attempt_id)
+    overrun = room.cluster.launched[attempt_id].overrun * held_bytes / limit_bytes
+    used = MemoryUsed(base_bytes=1, peak_bytes=held_bytes, budget_bytes=limit_bytes)
+    room.cluster.report(attempt_id, replace(used, overrun=overrun))
+    room.cluster.end(attempt_id, Ended(outcome="out_of_memory", exit_code=-9, message=SHORT))
+    room.turn()
+
+
+def remembering(folder: Path) -> Room:
+    """What was measured is kept in `folder`."""
+    shelf = CodeShelf(LocalStorage(folder / "code"), 1)
+    return Room(folder, cpus=4.0, foresight=lambda put: Foresight(Forecasts(folder), shelf, put))
+
+
+def test_a_script_that_ran_out_is_counted_with_what_it_took_at_the_next_submit(
+    tmp_path: Path,
+) -> None:
+    room = remembering(tmp_path)
+    hungry = room.submit("hungry", resources={"memory": "300MiB"})
+    run_out(room, f"{hungry}.1", 300 * MIB, 450 * MIB)
+    assert room.cluster.launched[f"{hungry}.2"].cap_bytes == 2**30
+    run_of = f"{hungry}.2"
+    room.cluster.begin(run_of)
+    room.cluster.report(run_of, MemoryUsed(peak_bytes=700 * MIB, budget_bytes=2**30))
+    room.cluster.finish(run_of)
+    room.turn()
+    other = room.submit("other", env={"A": "b"}, resources={"memory": "300MiB"})
+    assert story(room, other, "Warned") == []
+    again = room.submit("again", resources={"memory": "300MiB"})
+    (said,) = story(room, again, "Warned")
+    assert said == (
+        "resources.memory: 300MiB is less than the 700MiB that the same command took before, which "
+        "is what is counted with; write resources.memory: 700MiB or more"
+    )
+    assert room.cluster.launched[f"{again}.1"].cap_bytes == 700 * MIB
+    third = room.submit("third", resources={"memory": "300MiB"})
+    assert "and this job needs 700MiB at least" in room.job(third).message
+    room.store.close()
+
+
+def test_a_script_whose_command_took_more_than_a_device_has_one_alone(tmp_path: Path) -> None:
+    room = remembering(tmp_path)
+    first = room.submit("first", resources={"memory": "300MiB"})
+    run_out(room, f"{first}.1", 300 * MIB, 1100 * MIB)
+    room.finish_attempt(f"{first}.2")
+    other = room.submit("other", env={"A": "b"}, resources={"memory": "100MiB"})
+    again = room.submit("again", resources={"memory": "300MiB"})
+    assert room.job(again).message.startswith(
+        "waits for a device of its own, since its command took more than a device has before: "
+    )
+    room.finish(other)
+    assert room.cluster.launched[f"{again}.1"].cap_bytes == 2**30
+    last = room.submit("last", env={"A": "b"}, resources={"memory": "100MiB"})
+    assert "of its 1GiB they own 1GiB as their least" in room.job(last).message
+    room.store.close()
+
+
+def test_a_job_that_held_more_than_it_might_comes_back_with_room_for_it(tmp_path: Path) -> None:
+    room = Room(tmp_path, cpus=4.0)
+    first, second = (room.managed(name, share=True) for name in "ab")
+    room.foresee(first, second)
+    fenced(room, f"{first}.1", limit_bytes=300 * MIB, held_bytes=430 * MIB)
+    launch = room.cluster.launched[f"{first}.2"]
+    assert (launch.cap_bytes, round(launch.overrun, 2)) == (430 * MIB, 1.43)
+    fenced(room, f"{first}.2", limit_bytes=430 * MIB, held_bytes=500 * MIB)
+    room.finish(second)
+    third = room.cluster.launched[f"{first}.3"]
+    assert (third.cap_bytes, round(third.overrun, 2)) == (500 * MIB, 1.67)
+    fenced(room, f"{first}.3", limit_bytes=500 * MIB, held_bytes=600 * MIB)
+    assert room.cluster.launched[f"{first}.4"].cap_bytes == 2**30
+    fenced(room, f"{first}.4", limit_bytes=2**30, held_bytes=2**31)
+    assert room.job(first).state is State.FAILED  # bounded, whatever was learnt
+    room.store.close()
+
+
 def story(room: Room, job_id: str, kind: str) -> list[str]:
     return [event.message for event in room.store.events(job_id) if event.kind == kind]
 
@@ -307,6 +388,27 @@ def test_a_script_that_took_more_than_it_declares_comes_back_with_a_whole_device
     assert room.cluster.launched[f"{hungry}.2"].cap_bytes == 2**30
     (said,) = story(room, hungry, "Readmitted")
     assert said.endswith("it has no lower rung, so it has a device of its own, and all of it")
+    room.store.close()
+
+
+def test_a_family_that_nobody_manages_comes_back_alone_and_hears_what_would_help(
+    tmp_path: Path,
+) -> None:
+    room = Room(tmp_path)
+    spec = JobSpec.model_validate({"name": "a", "family": "swin", "train": {"steps": 1}})
+    job_id = room.store.submit(spec.to_json(), user="u", key=None, now=room.now)[0].id
+    room.turn()
+    for attempt in range(1, 5):
+        run_out(room, f"{job_id}.{attempt}", 2**30, 2**30)
+    assert room.cluster.launched[f"{job_id}.2"].cap_bytes == 2**30
+    said = story(room, job_id, "Readmitted")
+    assert len(said) == 3
+    assert said[0].endswith(
+        "nobody moves its memory (with memory: {policy: tensile} it would run under less), so it "
+        "has a device of its own, and all of it"
+    )
+    ended = room.job(job_id)
+    assert (ended.state, ended.reason) == (State.FAILED, Reason.OUT_OF_MEMORY)
     room.store.close()
 
 

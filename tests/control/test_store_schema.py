@@ -123,7 +123,7 @@ def test_a_database_of_a_newer_dovetail_is_refused_and_left_alone(database_url: 
         Store(database_url)
     assert str(caught.value) == (
         f"{shown(database_url)}: its schema 9999 is newer than Dovetail {version('dovetail')} "
-        "knows (up to 0004); install the newer Dovetail again or name another database"
+        "knows (up to 0005); install the newer Dovetail again or name another database"
     )
     with pytest.raises(Conflict, match="is newer than"):
         describe(database_url)
@@ -205,7 +205,7 @@ def test_looking_at_a_database_changes_nothing(empty_database_url: str, tmp_path
     assert "made at the first start" in said
     assert sorted(tmp_path.iterdir()) == before
     upgrade(empty_database_url)
-    assert describe(empty_database_url).endswith(", schema 0004")
+    assert describe(empty_database_url).endswith(", schema 0005")
 
 
 def test_other_drivers_are_refused_without_a_word_of_the_url() -> None:

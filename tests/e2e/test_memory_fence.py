@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.attempts import wait_for
+from helpers.exporter import exported
 from helpers.installation import Installation
 
 pytestmark = pytest.mark.ray
@@ -52,14 +53,29 @@ def test_it_is_ended_and_comes_back_with_a_device_of_its_own(
         "figures of the neighbour alone",  # they are taken once a second
         lambda: {j["job"]: j["fence"] for j in own.json("devices")[0]["jobs"]} == fences,
     )
+    mine = ('device="cpu:0"', f'job="{neighbour}"')
+    wait_for(
+        "its share, at full speed",
+        lambda: exported(own.home, "ray_dovetail_share_speed", *mine) == [1.0],
+    )
     still = own.json("show", neighbour)
     assert (still["state"], len(still["attempts"])) == ("RUNNING", 1)
     own.run("cancel", neighbour, "--wait")
     ended = own.wait_for_state(hungry, "SUCCEEDED", "FAILED")
     assert (ended["state"], len(ended["attempts"])) == ("SUCCEEDED", 2)
+
+    def is_gone() -> bool:
+        speeds = exported(own.home, "ray_dovetail_share_speed", *mine)
+        assert 0.0 not in speeds
+        return not speeds
+
+    wait_for("the share of who left to be dropped", is_gone)
+    ends, returns = "ray_dovetail_out_of_memory_total", "ray_dovetail_readmissions_total"
+    wait_for("the end, counted", lambda: exported(own.home, ends, 'by="fence"') == [1.0])
+    wait_for("the return, counted", lambda: exported(own.home, returns) == [1.0])
     story = {event["kind"]: event["message"] for event in own.json("events", hungry)}
     assert (
-        "and might hold 100MiB of the device (resources.memory); write resources.memory: 6"
+        "and might hold 100MiB of the device (resources.memory); write resources.memory: 5"
         in (story["MemoryRanOut"])
     )
     assert story["Readmitted"].startswith(

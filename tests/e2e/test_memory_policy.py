@@ -1,13 +1,9 @@
 """A job under a budget, through the whole platform: the same numbers in less memory."""
 
-import re
-import urllib.request
-
 import pytest
 
-from dovetail.cluster import ray_process, ray_record
-from dovetail_workers.process_tree import processes_with
 from helpers.attempts import wait_for
+from helpers.exporter import exported
 from helpers.installation import EXAMPLE, Installation
 
 pytestmark = pytest.mark.ray
@@ -62,22 +58,13 @@ def test_a_dry_run_and_the_memory_commands_foresee_the_same_peak(dovetail: Insta
 @pytest.mark.long
 def test_prometheus_can_read_what_the_memory_manager_did(dovetail: Installation) -> None:
     job = dovetail.json("submit", UNDER_BUDGET, "--set", "train.steps=2000")
-    head = ray_record.read(dovetail.home / "ray.json")
-    assert head is not None
-    found = processes_with(ray_process.SESSION_VARIABLE, head.session)
-    words = [word for process in found for word in process.cmdline()]
-    (port,) = {
-        word.split("=")[1] for word in words if re.match("--metrics[-_]export[-_]port=", word)
-    }
 
     def gauge() -> float | None:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        mine = (line for line in lines if line.startswith("ray_dovetail_memory_forecast_bytes"))
-        return next((float(line.split()[-1]) for line in mine if job["id"] in line), None)
+        name = "ray_dovetail_memory_forecast_bytes"
+        return next(iter(exported(dovetail.home, name, f'job="{job["id"]}"')), None)
 
     try:
-        exported = wait_for("the gauge", gauge)
-        assert exported == dovetail.json("show", job["id"])["memory"]["forecast_bytes"]
+        found = wait_for("the gauge", gauge)
+        assert found == dovetail.json("show", job["id"])["memory"]["forecast_bytes"]
     finally:
         dovetail.run("cancel", job["id"], "--wait")

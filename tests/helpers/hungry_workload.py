@@ -1,5 +1,6 @@
 """The tiny family, whose step wants more memory than there is: for as many tries as `fails` says,
-after each validation. With `late` it wants it when its optimizers have stepped already.
+after each validation. With `late` it wants it when its optimizers have stepped already, with
+`early` when it is built.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from helpers.mischief import impossible
 class Params(tiny_workload.Params):
     fails: int = 0
     late: bool = False
+    early: bool = False
 
 
 class Hungry(tiny_workload.Tiny):
@@ -22,6 +24,8 @@ class Hungry(tiny_workload.Tiny):
         super().__init__(params, context)
         self.wanted = params
         self.left = 0
+        if params.early:
+            impossible()
         if params.late:
             last = list(self.optimizers.values())[-1]
             last.register_step_post_hook(lambda *_: self.demand())

@@ -268,14 +268,15 @@ def test_what_the_environment_says_is_read_or_refused(
     assert from_environment(environment={"TENSILE_JOB": "a"}) is None
     there = {"TENSILE_BROKER": str(place), "TENSILE_JOB": "a.1"}
     assert from_environment(environment=there) == Membership(path=place, job="a.1")
-    more = {**there, "TENSILE_WEIGHT": "2.5", "TENSILE_PRIORITY": "-3"}
-    expected = Membership(path=place, job="a.1", weight=2.5, priority=-3)
+    more = {**there, "TENSILE_WEIGHT": "2.5", "TENSILE_PRIORITY": "-3", "TENSILE_OVERRUN": "1.5"}
+    expected = Membership(path=place, job="a.1", weight=2.5, priority=-3, overrun=1.5)
     assert from_environment(environment=more) == expected
     for wrong, sentence in (
         ({"TENSILE_JOB": ""}, "TENSILE_JOB is not; set it to a name"),
         ({"TENSILE_WEIGHT": "0"}, "TENSILE_WEIGHT: '0' is no number above 0"),
         ({"TENSILE_WEIGHT": "much"}, "TENSILE_WEIGHT: 'much' is no number"),
         ({"TENSILE_PRIORITY": "1.5"}, "TENSILE_PRIORITY: '1.5' is no whole number"),
+        ({"TENSILE_OVERRUN": "0.5"}, "TENSILE_OVERRUN: '0.5' is no number from 1 on"),
     ):
         with pytest.raises(SessionError, match=sentence):
             from_environment(environment=there | wrong)

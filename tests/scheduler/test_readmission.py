@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dovetail.scheduler.cycle import schedule
 from dovetail.scheduler.decisions import Start, Wait
 from dovetail.scheduler.policies import POLICIES
 from dovetail.scheduler.readmission import Shortage, Terms, terms
 from dovetail.scheduler.view import ClusterView
+from dovetail.service.outlooks import Foreseen, corrected
 from dovetail_jobs.lifecycle import MEMORY_TRIES
 from helpers.build import GIB, MIB, at, holding, node, profile, queued, sharing, view
 from tensile.coordinator import declared
@@ -76,6 +80,55 @@ def test_one_without_a_lower_rung_has_a_whole_device_at_once() -> None:
         agreed = terms(ENDS[:1], ladder, shares=True)
         assert (agreed.alone, agreed.cap_bytes) == (True, None)
         assert agreed.sentence.endswith(f"{why}, so it has a device of its own, and all of it")
+
+
+FENCED = replace(ENDS[0], limit_bytes=300 * MIB, peak_bytes=430 * MIB, overrun=430 / 300)
+
+
+def test_one_that_held_more_than_it_might_comes_back_to_a_limit_that_has_room_for_it() -> None:
+    raised = LADDER.times(430 / 300)
+    first = terms((FENCED,), raised, shares=True)
+    assert first.cap_bytes == 430 * MIB  # the rung it was on, as it is now known
+    assert first.sentence.endswith(
+        "held 430MiB at most; its plans are taken to hold 1.43 times what was foreseen of them, "
+        "and it is kept to 430MiB now"
+    )
+    lowest = replace(FENCED, limit_bytes=200 * MIB, peak_bytes=290 * MIB, overrun=1.45)
+    agreed = terms((lowest,), LADDER.times(1.45), shares=True)
+    assert (agreed.cap_bytes, agreed.alone) == (290 * MIB, False)
+    again = replace(FENCED, attempt=2, limit_bytes=430 * MIB, peak_bytes=516 * MIB, overrun=1.72)
+    second = terms((FENCED, again), LADDER.times(1.72), shares=True)
+    assert (second.cap_bytes, second.fewer) == (516 * MIB, True)
+    assert terms((FENCED, again, again), LADDER.times(1.72), shares=True).alone
+
+
+@given(
+    steps=st.lists(st.integers(1, 400), min_size=2, max_size=6),
+    part=st.floats(0.05, 1.5),
+    ratio=st.floats(1.001, 4.0),
+)
+def test_who_held_more_than_it_might_never_comes_back_to_less_than_it_held(
+    steps: list[int], part: float, ratio: float
+) -> None:
+    sizes = [sum(steps[:count]) * MIB for count in range(len(steps), 0, -1)]
+    ladder = profile(*((size, 1.0 + number) for number, size in enumerate(sizes)))
+    limit_bytes = max(ladder.minimum_bytes, int(part * ladder.peak_bytes))
+    held_bytes = int(limit_bytes * ratio)
+    end = replace(FENCED, limit_bytes=limit_bytes, peak_bytes=held_bytes, overrun=ratio)
+    found = Foreseen(job_id="a", peak_bytes=ladder.peak_bytes, profile=ladder)
+    known = corrected(found, held_bytes, ratio).profile
+    assert known is not None
+    agreed = terms((end,), known, shares=True)
+    assert agreed.alone or (agreed.cap_bytes or 0) >= held_bytes
+
+
+def test_one_that_nobody_manages_hears_what_would_run_it_under_less() -> None:
+    agreed = terms((replace(FENCED, overrun=None),), None, shares=False, unmanaged=True)
+    assert (agreed.alone, agreed.cap_bytes) == (True, None)
+    assert agreed.sentence.endswith(
+        "nobody moves its memory (with memory: {policy: tensile} it would run under less), so it "
+        "has a device of its own, and all of it"
+    )
 
 
 def back(agreed: Terms, neighbours: int, devices: int = 1) -> Start | Wait:

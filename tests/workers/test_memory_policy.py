@@ -86,22 +86,6 @@ def test_without_a_policy_there_is_always_room() -> None:
     memory.close()
 
 
-@pytest.mark.parametrize(
-    ("reserved", "raised"), [("1GiB", OutOfMemory), ("auto", torch.OutOfMemoryError)]
-)
-def test_without_a_policy_only_a_job_that_was_given_less_than_a_device_may_find_more(
-    reserved: str, raised: type[Exception]
-) -> None:
-    memory = policy_of(perceptron(), "none", reserved=reserved)
-
-    def refused() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory: 3.2 GiB is allowed")
-
-    with pytest.raises(raised, match="CUDA out of memory"):
-        memory.attempt(refused)
-    memory.close()
-
-
 DEVICE_BYTES = 40 * 2**20
 
 
@@ -167,3 +151,35 @@ def test_a_device_that_is_too_small_is_no_place_for_the_job(
         with pytest.raises(OutOfMemory, match=r"the device has 64\.0 KiB"):
             memory.prepare(training.step, training.batches[0])
         memory.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+    ],
+)
+def test_a_step_that_nobody_manages_and_that_finds_no_memory_says_what_would_help(
+    error: Exception,
+) -> None:
+    memory = policy_of(perceptron(), "none")
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(OutOfMemory, match=r"memory: {policy: tensile} runs a job under less"):
+        memory.attempt(fail)
+    with pytest.raises(OutOfMemory), memory.evaluate():
+        fail()
+
+
+def test_any_other_error_of_such_a_step_stays_what_it_is() -> None:
+    memory = policy_of(perceptron(), "none")
+
+    def fail() -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        memory.attempt(fail)

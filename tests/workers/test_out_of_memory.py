@@ -73,12 +73,21 @@ def test_a_run_whose_optimizer_had_stepped_ends_and_the_next_attempt_goes_on(
 
 
 @pytest.mark.long
-def test_the_attempt_of_such_a_run_counts_as_a_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("params", "policy", "said"),
+    [
+        ({"fails": 1, "late": True}, "tensile", "the step found no memory"),
+        ({"fails": 1}, "none", "memory: {policy: tensile} runs a job under less"),
+        ({"early": True}, "none", "can't allocate memory"),
+    ],
+)
+def test_the_attempt_of_such_a_run_ended_for_want_of_memory_wherever_it_found_none(
+    params: dict[str, object], policy: str, said: str, tmp_path: Path
+) -> None:
     reports = tmp_path / "reports"
     reports.touch()
-    params = {"fails": 1, "late": True}
     given = {"steps": 4, "validate": {"every": 2}}
-    job = launch(tmp_path / "storage", given, family=HUNGRY, params=params, policy="tensile")
+    job = launch(tmp_path / "storage", given, family=HUNGRY, params=params, policy=policy)
     (tmp_path / "launch.json").write_text(json.dumps(job.to_json()))
     environment = {
         **os.environ,
@@ -89,7 +98,8 @@ def test_the_attempt_of_such_a_run_counts_as_a_loss(tmp_path: Path) -> None:
     command = (sys.executable, "-m", rank.__name__, str(os.getpid()), str(tmp_path / "launch.json"))
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
-    assert "error: out of memory: the step found no memory" in ended.stderr
+    assert "error: out of memory: " in ended.stderr
+    assert said in ended.stderr
     last = json.loads(reports.read_text().splitlines()[-1])
     assert last["type"] == "failed"
     assert (last["again"], last["memory"]) == (True, True)

@@ -221,18 +221,26 @@ def told(launch: Launch, inherited: dict[str, str]) -> dict[str, str]:
     found = program_environment(
         launch, Path("/s"), Path("/f"), inherited, {}, None, environment(launch, NODE)
     )
-    names = {"TENSILE_BROKER", "TENSILE_JOB", "TENSILE_WEIGHT", "TENSILE_PRIORITY"}
+    names = {
+        "TENSILE_BROKER",
+        "TENSILE_JOB",
+        "TENSILE_WEIGHT",
+        "TENSILE_PRIORITY",
+        "TENSILE_OVERRUN",
+    }
     return {name: found[name] for name in names & found.keys()}
 
 
 def test_an_attempt_that_shares_is_told_its_broker_and_its_name(tmp_path: Path) -> None:
     launch = replace(script_launch(tmp_path, "true"), share=True, weight=2.0, priority=70)
+    launch = replace(launch, overrun=1.5)
     assert Launch.from_json(json.loads(json.dumps(launch.to_json()))) == launch
     assert told(launch, {"TENSILE_BROKER": "/of/another"}) == {
         "TENSILE_BROKER": str(socket_path(NODE, "cpu:0")),
         "TENSILE_JOB": "abc123.1",
         "TENSILE_WEIGHT": "2.0",
         "TENSILE_PRIORITY": "70",
+        "TENSILE_OVERRUN": "1.5",
     }
 
 

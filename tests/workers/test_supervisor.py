@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,13 @@ def test_a_killed_training_process_is_a_loss_and_not_a_failure(tmp_path: Path) -
     launch = script_launch(tmp_path, "kill -9 $$")
     assert run(launch, tmp_path).outcome == "lost"
     assert ended(launch).exit_code == -9
+
+
+def test_a_script_that_finds_no_memory_ended_for_want_of_it(tmp_path: Path) -> None:
+    script = f"{sys.executable} -c 'held = bytearray(1 << 60)'"
+    end = run(script_launch(tmp_path, script), tmp_path)
+    assert (end.outcome, end.exit_code) == ("out_of_memory", 1)
+    assert end.message == "out of memory: MemoryError"
 
 
 def test_a_program_killed_within_a_shell_is_a_loss_too(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ never starts anything again by itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -16,11 +18,15 @@ import ray
 from dovetail_workers import cgroup, process_tree, shared_device
 from dovetail_workers.devices import Device, discover
 from dovetail_workers.fence import Fenced
-from dovetail_workers.gauges import AttemptGauges, DeviceGauges
+from dovetail_workers.gauges import AttemptGauges, DeviceGauges, MemoryCounters
 from dovetail_workers.launch import Launch
 from dovetail_workers.shared_device import DeviceShares
 from dovetail_workers.storage.protocol import StorageError
 from dovetail_workers.supervisor import Supervisor, remove_scratch
+
+
+def agent_name(node_id: str) -> str:
+    return f"agent-{node_id[:12]}"
 
 
 @ray.remote(max_restarts=0, concurrency_groups={"control": 4})
@@ -35,12 +41,13 @@ class AttemptWorker:
         self._over = False
         self._cause = "the attempt is over"
         self._changed = threading.Condition()
-        node_id = ray.get_runtime_context().get_node_id()
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._gauges = AttemptGauges(self._launch)
         self._supervisor = Supervisor(
             self._launch,
             self._wake,
-            AttemptGauges(self._launch).take,
-            shared_device.environment(self._launch, node_id),
+            self._gauges.take,
+            shared_device.environment(self._launch, self._node_id),
         )
         print(
             f"job {self._launch.job_id} {self._launch.job_name}, attempt {self._launch.attempt}",
@@ -56,8 +63,15 @@ class AttemptWorker:
         """
         if self._over:
             return "over"
+        self._gauges.start()
+        if self._launch.readmitted:
+            self._to_agent(lambda agent: agent.count_return.remote(self._launch.device))
         try:
-            return self._supervisor.run().outcome
+            ended = self._supervisor.run()
+            if ended.outcome == "out_of_memory":
+                ended_by = self._supervisor.ended_by
+                self._to_agent(lambda agent: agent.count_end.remote(self._launch.device, ended_by))
+            return ended.outcome
         except Fenced as fenced:
             print(f"{self._launch.attempt_id} ends itself: {fenced}", flush=True)
             ray.actor.exit_actor()
@@ -66,6 +80,7 @@ class AttemptWorker:
             self._cause = str(error)
             return "lost"
         finally:
+            self._gauges.close()
             with self._changed:
                 self._over = True
                 self._changed.notify_all()
@@ -92,6 +107,11 @@ class AttemptWorker:
     def stop(self, grace_s: float) -> None:
         self._supervisor.stop(grace_s)
 
+    def _to_agent(self, tell: Callable[[Any], object]) -> None:
+        """The node's agent counts, since what this process counts ends with it."""
+        with contextlib.suppress(ValueError, ray.exceptions.RayError):
+            tell(ray.get_actor(agent_name(self._node_id)))
+
     def _wake(self) -> None:
         with self._changed:
             self._news += 1
@@ -110,7 +130,15 @@ class NodeAgent:
         self._devices = discover(cpu_devices, device_bytes)
         self._brokers = DeviceBrokers(ray.get_runtime_context().get_node_id(), self._devices)
         self._brokers.look()
-        self._gauges = DeviceGauges()
+        self._gauges, self._counters = DeviceGauges(), MemoryCounters()
+
+    def count_end(self, device: str, by: str) -> None:
+        """Memory ended an attempt on that device."""
+        self._counters.ended(device, by)
+
+    def count_return(self, device: str) -> None:
+        """One that memory ended before has begun there."""
+        self._counters.readmitted(device)
 
     def devices(self) -> list[Device]:
         return self._devices

@@ -10,17 +10,19 @@ from collections.abc import Callable, Sequence
 import psutil
 
 LOOK_S = 0.5
+AGAIN_S = 0.2  # while there is a suspicion
 
 Look = Callable[[Sequence[int]], None]
 
 
 class AttemptWatch:
     """Every process that this one started, or adopted, is the attempt's. `looks` are called with
-    their pids, in a thread of its own, until `close`.
+    their pids, in a thread of its own, until `close`; more often while one of them `suspects`
+    something.
     """
 
-    def __init__(self, *looks: Look, every_s: float = LOOK_S) -> None:
-        self._looks, self._every_s = looks, every_s
+    def __init__(self, *looks: Look, suspects: Callable[[], bool] = lambda: False) -> None:
+        self._looks, self._suspects = looks, suspects
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
@@ -32,7 +34,7 @@ class AttemptWatch:
 
     def _run(self) -> None:
         me = psutil.Process()
-        while not self._closed.wait(self._every_s):
+        while not self._closed.wait(AGAIN_S if self._suspects() else LOOK_S):
             pids = [child.pid for child in me.children(recursive=True)]
             for look in self._looks:
                 try:

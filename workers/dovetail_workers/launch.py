@@ -12,7 +12,8 @@ class Launch:
     checkpoints may serve, best first. `code` is the sha256 of the code snapshot to run; without it
     the program runs in the spec's `workdir` as that is. An attempt with `share` joins the broker of
     its device, with that weight and priority. `cap_bytes` is the most device memory that it may
-    hold, where an earlier attempt ran out; None: what the spec says.
+    hold, where an earlier attempt ran out; None: what the spec says. Attempts like it were measured
+    to hold `overrun` times what their plans foresee. `readmitted`: memory ended an earlier attempt.
     """
 
     job_id: str
@@ -29,6 +30,8 @@ class Launch:
     weight: float = 1.0
     priority: int = 0
     cap_bytes: int | None = None
+    overrun: float = 1.0
+    readmitted: bool = False
 
     @property
     def attempt_id(self) -> str:

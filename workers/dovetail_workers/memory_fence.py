@@ -11,16 +11,17 @@ from collections.abc import Callable, Collection
 
 from dovetail_jobs.units import format_bytes
 from dovetail_workers.held_memory import held_bytes, shared_fairly_bytes
-from dovetail_workers.memory_limit import Limit, MemoryLimit, fenced_bytes
+from dovetail_workers.library_memory import BARE_BYTES, library_bytes
+from dovetail_workers.memory_limit import Limit, MemoryLimit
 
-LOOKS = 3  # over the limit, one after the other: a peak that is over at the next look harms nobody
+LOOKS = 6  # over the limit, one after the other: a peak that is over at the next look harms nobody
 _MIB = 2**20
 
 
 class MemoryFence:
     """`look` is called with the attempt's processes again and again; `on_overrun` hears a sentence,
     once. With `awaits_base` nothing is judged before it is known what the bare process holds;
-    otherwise there is room for its libraries until then.
+    otherwise what its libraries take is left out until then.
     """
 
     def __init__(
@@ -28,10 +29,17 @@ class MemoryFence:
     ) -> None:
         self.peak_bytes = 0
         self.limit_bytes: int | None = None
+        self.over_bytes = 0  # what was held at the look that decided
         self._limit, self._on_overrun = limit, on_overrun
         self._base_bytes: int | None = None
         self._awaits_base = awaits_base
+        self._bare_bytes = BARE_BYTES
         self._over = 0
+
+    @property
+    def suspects(self) -> bool:
+        """It is over its limit, and not for long enough."""
+        return 0 < self._over < LOOKS
 
     @property
     def is_broken(self) -> bool:
@@ -41,29 +49,37 @@ class MemoryFence:
         if self._base_bytes is None:
             self.peak_bytes = 0  # it was counted with what is in the base
         self._base_bytes, self._awaits_base = base_bytes, False
+        self._bare_bytes = base_bytes
+
+    def know_total(self, total_bytes: int) -> None:
+        """All that its processes held at most, also between two looks."""
+        self.peak_bytes = max(self.peak_bytes, total_bytes - self._bare_bytes)
 
     def look(self, pids: Collection[int]) -> None:
         if self._awaits_base or self._over >= LOOKS:
             return
         held = held_bytes(pids, self._base_bytes)
+        if self._base_bytes is None:
+            self._bare_bytes = max(self._bare_bytes, sum(map(library_bytes, pids)))
         limit = self._limit()
         self.limit_bytes = limit.bytes
-        if limit.bytes is None or held <= fenced_bytes(limit.bytes, self._base_bytes):
+        fenced_bytes = limit.fenced_bytes
+        if fenced_bytes is None or held <= fenced_bytes:
             self.peak_bytes, self._over = max(self.peak_bytes, held), 0
             return
         if len(pids) > 1:
             held = shared_fairly_bytes(pids, self._base_bytes)
         self.peak_bytes = max(self.peak_bytes, held)
-        is_over = held > fenced_bytes(limit.bytes, self._base_bytes)
-        self._over = self._over + 1 if is_over else 0
+        self._over = self._over + 1 if held > fenced_bytes else 0
         if self._over >= LOOKS:
+            self.over_bytes = held
             self._on_overrun(self.overrun(limit))
 
     def overrun(self, limit: MemoryLimit) -> str:
         """Says what was held, what might have been, and what to write."""
         held = format_bytes(self.peak_bytes)
         if self._base_bytes is None:
-            held += " with its libraries"
+            held += " beside its libraries"
         needed = format_bytes(-(-self.peak_bytes // _MIB) * _MIB)
         return (
             f"out of memory: it held {held}, and might hold {format_bytes(limit.bytes or 0)} of "

@@ -9,28 +9,38 @@ from pathlib import Path
 
 from dovetail_workers.launch import Launch
 
-SHARE = 0.1  # over its limit, and …
-BESIDE_BYTES = 64 * 2**20  # … so much more, before a program is taken to have left its limit
-# For the libraries of a program that did not say what its bare process holds: PyTorch takes 150 MiB
-BARE_BYTES = 256 * 2**20
+# Over its limit, before a program is taken to have left it. Beside others no more than …
+SHARE = 0.1  # … of the limit, so that all together are over by no more than that of a device, …
+OF_DEVICE = 0.05  # … of the device, …
+LEAST_BYTES = 8 * 2**20  # … and in any case what a process takes beside its tensors.
+# Alone, where it is nobody's: what a family's process was seen to load and keep during its steps.
+BESIDE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryLimit:
-    """`bytes` is None where nobody set one. `rule` names who did, `way_out` what to write."""
+    """`bytes` is None where nobody set one. `rule` names who did, `way_out` what to write. The
+    fence stands `slack_bytes` above it.
+    """
 
     bytes: int | None
     rule: str
     way_out: str
+    slack_bytes: int = 0
+
+    @property
+    def fenced_bytes(self) -> int | None:
+        return None if self.bytes is None else self.bytes + self.slack_bytes
 
 
 Limit = Callable[[], MemoryLimit]
 
 
-def fenced_bytes(limit_bytes: int, base_bytes: int | None) -> int:
-    """Where the fence of such a limit stands, for a program whose bare process is known or not."""
-    bare_bytes = BARE_BYTES if base_bytes is None else 0
-    return int(limit_bytes * (1 + SHARE)) + BESIDE_BYTES + bare_bytes
+def slack_bytes(launch: Launch, limit_bytes: int) -> int:
+    if not launch.share:
+        return int(SHARE * limit_bytes) + BESIDE_BYTES
+    most_bytes = min(SHARE * limit_bytes, OF_DEVICE * launch.device_bytes)
+    return max(LEAST_BYTES, int(most_bytes))
 
 
 def fixed_limit(launch: Launch) -> MemoryLimit:
@@ -40,45 +50,50 @@ def fixed_limit(launch: Launch) -> MemoryLimit:
     declared = launch.spec["resources"]["memory"]
     managed = launch.spec["family"] is not None and launch.spec["memory"]["policy"] == "tensile"
     way_out = "write resources.memory: {needed} or more"
-    if launch.cap_bytes is not None and not managed:
-        return MemoryLimit(bytes=launch.cap_bytes, rule="all of its device", way_out=way_out)
+    has_all = launch.cap_bytes is not None and launch.cap_bytes >= launch.device_bytes
+    if launch.cap_bytes is not None and (has_all or not managed):
+        rule = "all of its device" if has_all else "what one like it took"
+        return _limit(launch, launch.cap_bytes, rule, way_out)
     said = [size for size in (declared, launch.cap_bytes) if isinstance(size, int) and size]
     if not said:
         return MemoryLimit(bytes=None, rule="", way_out="")
-    return MemoryLimit(bytes=min(said), rule="resources.memory", way_out=way_out)
+    return _limit(launch, min(said), "resources.memory", way_out)
 
 
 def limit_of(launch: Launch, device_environment: Mapping[str, str]) -> Limit:
     """What to ask at each look. A script that shares its device has what it declares, and what the
-    broker leases it if it asks there for more.
+    broker leases it if it asks there for more. While no broker answers, or a new one has not heard
+    of the job yet, the last lease stands.
     """
     fixed = fixed_limit(launch)
     broker = device_environment.get("TENSILE_BROKER")
     if broker is None:
         return lambda: fixed
     declared_bytes = fixed.bytes if launch.spec["family"] is None else None
+    lease_bytes: int | None = None
 
     def now() -> MemoryLimit:
-        lease_bytes = _lease_bytes(Path(broker), launch.attempt_id)
+        nonlocal lease_bytes
+        lease_bytes = _lease_bytes(Path(broker), launch.attempt_id, lease_bytes)
         if declared_bytes is not None and declared_bytes >= (lease_bytes or 0):
             return fixed
-        return MemoryLimit(
-            bytes=lease_bytes,
-            rule="its lease",
-            way_out="write resources.share: false to have a device for it alone",
-        )
+        way_out = "write resources.share: false to have a device for it alone"
+        return _limit(launch, lease_bytes, "its lease", way_out)
 
     return now
 
 
-def _lease_bytes(broker: Path, job: str) -> int | None:
-    """What the broker of the device lets it hold now; None where it has let it in to nothing, or
-    does not answer.
-    """
+def _limit(launch: Launch, size_bytes: int | None, rule: str, way_out: str) -> MemoryLimit:
+    slack = 0 if size_bytes is None else slack_bytes(launch, size_bytes)
+    return MemoryLimit(bytes=size_bytes, rule=rule, way_out=way_out, slack_bytes=slack)
+
+
+def _lease_bytes(broker: Path, job: str, last_bytes: int | None) -> int | None:
+    """What the broker of the device lets it hold now; None where it has let it in to nothing."""
     from tensile.coordinator.lease import look  # few attempts share a device
 
     with contextlib.suppress(OSError, ValueError):
         for share in look(broker):
-            if share.job == job and share.admitted:
-                return share.lease_bytes
-    return None
+            if share.job == job:
+                return share.lease_bytes if share.admitted else None
+    return last_bytes

@@ -25,6 +25,7 @@ RUNGS = 3
 _ADVICE = (
     "end what else runs on this device, reserve more with resources.memory, or lower memory.budget"
 )
+_UNMANAGED = "memory: {policy: tensile} runs a job under less than it would take by itself"
 
 Batch = TypeVar("Batch")
 Given = TypeVar("Given")
@@ -52,8 +53,6 @@ class MemoryPolicy:
         self._limit_bytes: int | None = None
         self._budget_bytes: int | None = None
         self._is_shared = False
-        # without a manager, only who was given less than a device may find more elsewhere
-        self._is_fenced = isinstance(spec.resources.memory, int)
         if spec.memory.policy == "none":
             return
         self._wanted = spec.memory.budget
@@ -61,7 +60,9 @@ class MemoryPolicy:
             lease = from_environment(say=lambda sentence: say(f"memory: {sentence}"))
             self._is_shared = lease is not None
             # a lease is never more than the device, so only what the user said bounds it
-            self._limit_bytes = _limit(spec, None if self._is_shared else device_bytes, cap_bytes)
+            whole_bytes = None if self._is_shared else device_bytes
+            has_all = cap_bytes is not None and cap_bytes >= device_bytes
+            self._limit_bytes = _limit(spec, whole_bytes, cap_bytes, has_all=has_all)
             self._budget_bytes = self._limit_bytes
             self._session = tensile.Session(
                 dict(models), list(optimizers.values()), self._limit_bytes, device, lease=lease
@@ -96,7 +97,7 @@ class MemoryPolicy:
         """
         session = self._session
         if session is None:
-            with _sustained(nullcontext()) if self._is_fenced else nullcontext():
+            with _sustained(nullcontext(), _UNMANAGED):
                 step()
             return
         while True:
@@ -116,7 +117,9 @@ class MemoryPolicy:
             )
 
     def evaluate(self) -> AbstractContextManager[None]:
-        return _sustained(self._session.evaluate()) if self._session is not None else nullcontext()
+        if self._session is None:
+            return _sustained(nullcontext(), _UNMANAGED)
+        return _sustained(self._session.evaluate())
 
     def staging(self) -> AbstractContextManager[Callable[[int], None]]:
         """Around a checkpoint that is written or loaded: gives what makes room for so many bytes
@@ -160,19 +163,24 @@ def _no_limit(size_bytes: int) -> None:
     """There is room for everything."""
 
 
-def _limit(spec: JobSpec, device_bytes: int | None, cap_bytes: int | None) -> int | None:
+def _limit(
+    spec: JobSpec, device_bytes: int | None, cap_bytes: int | None, *, has_all: bool = False
+) -> int | None:
     """What admission reserves, and never more than the job asks tensile to plan under, nor more
-    than `cap_bytes`; of a device of so many bytes, or of one whose broker says how many.
+    than `cap_bytes`; of a device of so many bytes, or of one whose broker says how many. One that
+    was given all of it may use that, whatever it declares.
     """
-    said = (spec.resources.memory, spec.memory.budget, cap_bytes)
-    limits = [limit for limit in said if isinstance(limit, int)]
-    if device_bytes is not None and not isinstance(spec.resources.memory, int):
+    reserved = None if has_all else spec.resources.memory
+    limits = [
+        limit for limit in (reserved, spec.memory.budget, cap_bytes) if isinstance(limit, int)
+    ]
+    if device_bytes is not None and not isinstance(reserved, int):
         limits.append(device_bytes)
     return min(limits, default=None)
 
 
 @contextmanager
-def _sustained(passage: AbstractContextManager[Given]) -> Iterator[Given]:
+def _sustained(passage: AbstractContextManager[Given], advice: str = _ADVICE) -> Iterator[Given]:
     """A lower tier that gives out in the middle is a storage that refuses; memory that does is said
     in a sentence.
     """
@@ -181,7 +189,7 @@ def _sustained(passage: AbstractContextManager[Given]) -> Iterator[Given]:
             yield given
     except (MemoryError, RuntimeError, OSError) as error:
         if is_out_of_memory(error) or isinstance(error, tensile.LeaseRefused):
-            raise OutOfMemory(f"{error}; {_ADVICE}") from error
+            raise OutOfMemory(f"{error}; {advice}") from error
         if isinstance(error, tensile.TierError):
             raise StorageError(f"memory.policy: tensile  {error.strerror}") from error
         raise

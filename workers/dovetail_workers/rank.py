@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 from dovetail_jobs.errors import DovetailError
@@ -57,10 +58,17 @@ def main() -> int:
         print(f"error: {what}: {error}", file=sys.stderr)
         report(Failed(message=f"{what}: {error}", again=not trains.is_set()))
         return DovetailError.exit_code
-    except OutOfMemory as error:
+    except Exception as error:
+        if not isinstance(error, OutOfMemory):
+            from tensile.contents import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            traceback.print_exc()  # outside of the steps: where is what the user wants to know
         # Another attempt resumes from the newest checkpoint, perhaps where more is free.
-        print(f"error: out of memory: {error}", file=sys.stderr)
-        report(Failed(message=f"out of memory: {error}", again=True, memory=True))
+        sentence = f"out of memory: {str(error) or type(error).__name__}"
+        print(f"error: {sentence}", file=sys.stderr)
+        report(Failed(message=sentence, again=True, memory=True))
         return DovetailError.exit_code
     return 0 if outcome == "succeeded" else STOPPED
 

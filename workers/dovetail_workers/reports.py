@@ -113,8 +113,9 @@ class CheckpointFolder:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUsed:
     """Resident bytes by the operating system: the bare process with its libraries, and the highest
-    growth over it. With a memory manager also what it foresaw, was given, and did so far. `fence`,
-    the supervisor's word, is who keeps it to its budget.
+    growth over it. With a memory manager also what it foresaw, was given, and did so far. The
+    supervisor's words are `fence`, who keeps it to its budget, and `overrun` of one that was ended
+    for holding more: what it held over what is foreseen of a plan for that budget.
     """
 
     type: ClassVar[str] = "memory"
@@ -129,6 +130,7 @@ class MemoryUsed:
     stall_s: float | None = None
     replans: Count | None = None
     fence: str | None = None
+    overrun: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

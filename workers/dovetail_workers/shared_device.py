@@ -17,7 +17,9 @@ from pathlib import Path
 from dovetail_workers.launch import Launch
 
 LONGEST_PATH_BYTES = 107  # of a Unix socket, without the zero at its end
-VARIABLES = ("TENSILE_BROKER", "TENSILE_JOB", "TENSILE_WEIGHT", "TENSILE_PRIORITY")
+VARIABLES = (
+    "TENSILE_BROKER", "TENSILE_JOB", "TENSILE_WEIGHT", "TENSILE_PRIORITY", "TENSILE_OVERRUN"
+)  # fmt: skip
 _NODE_DIGITS = 12  # of a node's id: enough to tell apart those of one machine
 
 
@@ -83,5 +85,7 @@ def environment(launch: Launch, node_id: str) -> dict[str, str]:
     if not launch.share:
         return {}
     broker = str(socket_path(node_id, launch.device))
-    values = (broker, launch.attempt_id, str(launch.weight), str(launch.priority))
+    values = (
+        broker, launch.attempt_id, str(launch.weight), str(launch.priority), str(launch.overrun)
+    )  # fmt: skip
     return dict(zip(VARIABLES, values, strict=True))

@@ -46,7 +46,7 @@ from dovetail_workers.reports import (
 )
 from dovetail_workers.storage.open import open_storage
 from dovetail_workers.storage.protocol import StorageError
-from dovetail_workers.verdict import Traces, verdict
+from dovetail_workers.verdict import Traces, is_killed, verdict
 from dovetail_workers.working_folder import WorkingFolder, open_working_folder
 
 SCRIPT_CHECKPOINTS_KEPT = 2
@@ -85,6 +85,7 @@ class Supervisor:
         )
         self._storage = open_storage(launch.storage_uri)
         self._on_report = on_report
+        self._kind = "script" if launch.spec.get("script") else "training process"
         self._refusal: str | None = None
         self._failure: str | None = None
         self._again, self._short_of_memory = False, False
@@ -146,6 +147,11 @@ class Supervisor:
                 f"could not be written for {END_PATIENCE_S:g} s: {error}"
             ) from None
         return ended
+
+    @property
+    def ended_by(self) -> str:
+        """Of an attempt that ended for want of memory."""
+        return self._enclosure.ended_by
 
     def stop(self, grace_s: float) -> None:
         """Ask the program to end (SIGTERM to its group), kill its whole tree after `grace_s`,
@@ -275,7 +281,9 @@ class Supervisor:
             self._hang_watch.close()
         # What the program left behind ends with it, and with it the pipe
         process_tree.kill_descendants()
-        if (sentence := self._enclosure.end()) is not None:
+        was_killed = is_killed(exit_code, self._kind)
+        sentence = self._enclosure.end(was_killed=was_killed)
+        if sentence is not None:
             self._is_short(sentence)
         pump.join()
         process.stdout.close()
@@ -371,7 +379,6 @@ class Supervisor:
         return newest.manifest.step
 
     def _ended(self, exit_code: int, tail: str) -> Ended:
-        script = self._launch.spec.get("script")
         return verdict(
             Traces(
                 exit_code=exit_code,
@@ -380,9 +387,10 @@ class Supervisor:
                 refusal=self._refusal,
                 failure=self._failure,
                 tail=tail,
-                kind="script" if script else "training process",
+                kind=self._kind,
                 again=self._again,
                 short_of_memory=self._short_of_memory,
+                oom_kills=self._enclosure.kernel_kill,
             )
         )
 

@@ -196,7 +196,7 @@ class NodeWatch:
         kind: Any = actor.NodeAgent
         cpu_devices = self._settings.cpu_devices
         return kind.options(
-            name=f"agent-{node_id[:12]}",
+            name=actor.agent_name(node_id),
             lifetime="detached",
             get_if_exists=True,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),

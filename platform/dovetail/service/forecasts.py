@@ -23,7 +23,7 @@ from dovetail_jobs.spec import JobSpec
 TIME_LIMIT_S = 300.0
 _NICE = 10
 _SHAPES = ("name", "momentum", "weight_decay")  # of an optimizer: what it keeps and what it makes
-_MEASURED = ("measured_bytes", "measured_busy")
+_MEASURED = ("measured_bytes", "measured_busy", "measured_overrun")
 Answer = dict[str, Any]
 
 
@@ -65,14 +65,18 @@ class Forecasts:
         *,
         measured_bytes: int | None = None,
         measured_busy: float | None = None,
+        measured_overrun: float | None = None,
     ) -> None:
-        """A job of this configuration was measured to peak at so much, and to keep so much of its
-        device busy: the highest is kept, under the same names in the answer, and forgotten with it.
+        """A job of this configuration was measured to peak at so much, to keep so much of its
+        device busy, and to hold so many times what a plan of it foresees: the highest is kept,
+        under the same names in the answer, and forgotten with it. Of a script its peak alone.
         """
         answer = self.kept(spec, code)
+        if answer is None and spec.family is None and measured_bytes is not None:
+            answer = {}
         if answer is None:
             return
-        given = dict(zip(_MEASURED, (measured_bytes, measured_busy), strict=True))
+        given = dict(zip(_MEASURED, (measured_bytes, measured_busy, measured_overrun), strict=True))
         higher = {
             name: value
             for name, value in given.items()
@@ -170,4 +174,6 @@ def _configuration(spec: JobSpec, code: str | None) -> str:
     versions = {name: version(name) for name in ("torch", "dovetail")}
     size = {name: known["resources"][name] for name in ("devices", "cpus")}
     parts = [known["family"], known["params"], train, size, code, versions]
+    if spec.script is not None:
+        parts += [known["script"], known["env"]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -24,12 +24,13 @@ _CAUSE_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Of an attempt: its peak, where that was higher than foreseen, and how busy it kept its
-    device.
+    """Of an attempt: its peak, where that was higher than foreseen, how busy it kept its device,
+    and how many times what its plan foresees it held.
     """
 
     peak_bytes: int | None = None
     busy: float | None = None
+    overrun: float | None = None
 
 
 class Foresight:
@@ -52,6 +53,9 @@ class Foresight:
         thread calls this.
         """
         for job in active:
+            if job.spec["family"] is None:
+                self._consider_script(job, outlooks)
+                continue
             known, newest = job.memory, job.newest_attempt
             managed = job.spec["memory"]["policy"] == "tensile" and not job.state.terminal
             if known.forecast_bytes is None or (managed and outlooks.of(job.id) is None):
@@ -60,8 +64,34 @@ class Foresight:
                 continue
             peak_bytes = known.peak_bytes or 0
             higher_bytes = peak_bytes if peak_bytes > known.forecast_bytes else None
-            if higher_bytes is not None or newest.busy is not None:
-                self.learn(job, Measured(peak_bytes=higher_bytes, busy=newest.busy))
+            measured = Measured(peak_bytes=higher_bytes, busy=newest.busy, overrun=newest.overrun)
+            if measured != Measured():
+                self.learn(job, measured)
+
+    def _consider_script(self, job: JobRecord, outlooks: Outlooks) -> None:
+        """Nothing is traced, so what one of its command took is known, or not, at once: before the
+        scheduler looks at it.
+        """
+        spec = JobSpec.model_validate(job.spec)
+        took = [attempt for attempt in job.attempts if attempt.ended_at is not None]
+        peak_bytes = max((attempt.peak_bytes or 0 for attempt in took), default=0)
+        if isinstance(spec.resources.memory, int) and peak_bytes > spec.resources.memory:
+            self._once(
+                f"{job.id}.{len(took)}",
+                lambda: self._forecasts.remember(spec, job.code, measured_bytes=peak_bytes),
+            )
+        if job.state.terminal or outlooks.of(job.id) is not None:
+            return
+        answer = self._forecasts.kept(spec, job.code)
+        found = Foreseen(job_id=job.id) if answer is None else foreseen(job.id, answer)
+        outlooks.put(found)
+        if answer is not None:
+            self._deliver(found)
+
+    def _once(self, mark: str, do: Callable[[], None]) -> None:
+        if mark not in self._asked:
+            self._asked.add(mark)
+            do()
 
     def ask(self, job: JobRecord) -> None:
         self._put(job.id, job, None)
@@ -99,7 +129,11 @@ class Foresight:
         spec = JobSpec.model_validate(job.spec)
         if measured is not None:
             self._forecasts.remember(
-                spec, job.code, measured_bytes=measured.peak_bytes, measured_busy=measured.busy
+                spec,
+                job.code,
+                measured_bytes=measured.peak_bytes,
+                measured_busy=measured.busy,
+                measured_overrun=measured.overrun,
             )
         with self._code.opened(job.code) as folder:
             answer = self._forecasts.of(

@@ -5,6 +5,7 @@ Nothing of it is stored: after a restart it is asked for again, and the kept for
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from dovetail_jobs.spec import JobSpec
 from dovetail_jobs.units import format_bytes
 from tensile.coordinator import Profile, declared
 
+_MIB = 2**20
 WORTH_SAYING = 1.1  # times what was foreseen: less is within what a forecast can miss by
 Provenance = Literal["traced", "measured", "declared"]
 
@@ -24,7 +26,8 @@ class Foreseen:
     """A job's step peaks at so many bytes, if nothing is done about it; `profile` is what it asks
     of a device that it shares. Where nothing could be found out, `cause` says why. `busy` is the
     highest share of its device that a job of this configuration was measured to keep busy. Of a
-    `measured` peak, `traced_bytes` is what had been foreseen.
+    `measured` peak, `traced_bytes` is what had been foreseen, and `raised` how many times that the
+    ladder is. Of a script only what it was measured to take is known, if anything is.
     """
 
     job_id: str
@@ -34,14 +37,19 @@ class Foreseen:
     cause: str | None = None
     busy: float | None = None
     traced_bytes: int | None = None
+    raised: float = 1.0
 
 
 def foreseen(job_id: str, answer: dict[str, Any]) -> Foreseen:
     """From a kept forecast. A peak that was measured since corrects all of it, if it is higher than
-    the profile's: that has room for what a process takes beside its tensors.
+    the profile's: that has room for what a process takes beside its tensors. So does an overrun.
 
     Raises KeyError, TypeError or ValueError for an answer that is none.
     """
+    if "forecast" not in answer:  # of a script
+        return Foreseen(
+            job_id=job_id, peak_bytes=int(answer["measured_bytes"]), provenance="measured"
+        )
     peak_bytes = answer["forecast"]["peak_bytes"]
     profile = Profile.from_json(answer["profile"]) if "profile" in answer else None
     traced = Foreseen(
@@ -50,21 +58,29 @@ def foreseen(job_id: str, answer: dict[str, Any]) -> Foreseen:
         profile=profile,
         busy=answer.get("measured_busy"),
     )
-    return corrected(traced, answer.get("measured_bytes"))
+    return corrected(traced, answer.get("measured_bytes"), answer.get("measured_overrun"))
 
 
-def corrected(found: Foreseen, measured_bytes: int | None) -> Foreseen:
-    """By a peak that was measured, where that is higher than what is known."""
+def corrected(
+    found: Foreseen, measured_bytes: int | None, overrun: float | None = None
+) -> Foreseen:
+    """By a peak that was measured and by `overrun`, how many times what was traced a plan under a
+    limit was measured to hold: where either is higher than what is known, all of it is raised.
+    """
     profile = found.profile
     expected_bytes = found.peak_bytes if profile is None else profile.peak_bytes
-    if measured_bytes is None or expected_bytes is None or measured_bytes <= expected_bytes:
+    if expected_bytes is None:
+        return found
+    ratio = max((measured_bytes or 0) / expected_bytes, (overrun or 0) / found.raised)
+    if ratio <= 1:
         return found
     return replace(
         found,
-        peak_bytes=measured_bytes,
-        profile=None if profile is None else profile.times(measured_bytes / expected_bytes),
+        peak_bytes=max(measured_bytes or 0, math.ceil(expected_bytes * ratio)),
+        profile=None if profile is None else profile.times(ratio),
         provenance="measured",
-        traced_bytes=expected_bytes,
+        traced_bytes=found.traced_bytes or expected_bytes,
+        raised=found.raised * ratio,
     )
 
 
@@ -111,7 +127,10 @@ def on_terms(offered: Sharing, cap_bytes: int | None, alone: bool) -> Sharing:
         return replace(offered, share=False, alone="it ran out of memory before")
     if cap_bytes is None or offered.profile is None:
         return offered
-    return replace(offered, profile=capped(offered.profile, cap_bytes))
+    profile = capped(offered.profile, cap_bytes)
+    if len(offered.profile.rungs) == 1 and cap_bytes < profile.minimum_bytes:
+        profile = declared(cap_bytes)  # it holds no more than it may, whatever one like it took
+    return replace(offered, profile=profile)
 
 
 def warnings(spec: JobSpec, found: Foreseen) -> tuple[str, ...]:
@@ -120,6 +139,8 @@ def warnings(spec: JobSpec, found: Foreseen) -> tuple[str, ...]:
     want.
     """
     said = []
+    if spec.script is not None:
+        return _of_a_script(spec, found)
     if spec.family is not None and (alone := _alone(spec, found)) is not None:
         said.append(f"{alone}, so it waits for a device of its own")
     if (more := _more_than_foreseen(spec, found)) is not None:
@@ -127,6 +148,30 @@ def warnings(spec: JobSpec, found: Foreseen) -> tuple[str, ...]:
     if (short := _short(spec, found)) is not None:
         said.append(short)
     return tuple(said)
+
+
+def counted_bytes(spec: JobSpec, found: Foreseen | None) -> int | None:
+    """Of a script that declares less than one of its command took before: what that took. None
+    where what is declared counts.
+    """
+    declared_bytes, measured_bytes = spec.resources.memory, found.peak_bytes if found else None
+    if spec.script is None or not isinstance(declared_bytes, int) or not declared_bytes:
+        return None
+    if measured_bytes is None or measured_bytes <= declared_bytes:
+        return None
+    return measured_bytes
+
+
+def _of_a_script(spec: JobSpec, found: Foreseen) -> tuple[str, ...]:
+    measured_bytes = counted_bytes(spec, found)
+    if measured_bytes is None:
+        return ()
+    needed = format_bytes(-(-measured_bytes // _MIB) * _MIB)
+    return (
+        f"resources.memory: {format_bytes(int(spec.resources.memory))} is less than the "
+        f"{format_bytes(measured_bytes)} that the same command took before, which is what is "
+        f"counted with; write resources.memory: {needed} or more",
+    )
 
 
 def _more_than_foreseen(spec: JobSpec, found: Foreseen) -> str | None:
@@ -145,10 +190,10 @@ def _short(spec: JobSpec, found: Foreseen) -> str | None:
     reserved, peak_bytes = spec.resources.memory, found.peak_bytes
     if not isinstance(reserved, int) or peak_bytes is None or reserved >= peak_bytes:
         return None
-    said = (
-        f"resources.memory: {format_bytes(reserved)} is below the forecast peak of "
-        f"{format_bytes(peak_bytes)}"
-    )
+    peak = f"the forecast peak of {format_bytes(peak_bytes)}"
+    if found.provenance == "measured":
+        peak = f"the {format_bytes(peak_bytes)} that a job of this configuration took"
+    said = f"resources.memory: {format_bytes(reserved)} is below {peak}"
     if spec.memory.policy == "none":
         return (
             f"{said}, and the job is ended where it takes more; reserve more, or use "
@@ -179,7 +224,8 @@ def _profile(spec: JobSpec, found: Foreseen | None) -> Profile | None:
     """None for a job that keeps to no part of a device, and for one of which nothing is known."""
     reserved = spec.resources.memory
     if spec.script is not None:
-        return declared(reserved) if isinstance(reserved, int) and reserved else None
+        size_bytes = counted_bytes(spec, found) or reserved
+        return declared(size_bytes) if isinstance(size_bytes, int) and size_bytes else None
     if spec.memory.policy == "none" or found is None:
         return None
     if found.profile is None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from dovetail.scheduler.readmission import Shortage, Terms, terms
-from dovetail.scheduler.view import ClusterView, Holding, NodeView, QueuedJob, Sharing
+from dovetail.scheduler.view import ClusterView, DeviceView, Holding, NodeView, QueuedJob, Sharing
 from dovetail.service.elapsed import Elapsed
 from dovetail.service.outlooks import Foreseen, Outlooks, corrected, on_terms, sharing
 from dovetail.store.records import JobRecord
@@ -15,6 +15,7 @@ from dovetail_jobs.lifecycle import Reason, State
 from dovetail_jobs.spec import JobSpec
 
 LONGEST_PAUSE_S = 60.0
+_TOO_MUCH = "its command took more than a device has before"
 _SAME = timedelta(seconds=1)
 _LOSSES = (Reason.WORKER_LOST, Reason.LAUNCH_FAILED)
 
@@ -30,8 +31,23 @@ def cluster_view(
     return ClusterView(
         nodes=nodes,
         holdings=holdings(active, outlooks),
-        queued=tuple(_waiting(job, now, elapsed, outlooks) for job in queued),
+        queued=tuple(
+            _on_a_device_that_is(_waiting(job, now, elapsed, outlooks), nodes or ())
+            for job in queued
+        ),
     )
+
+
+def overrun(job: JobRecord, outlooks: Outlooks) -> float:
+    """How many times what its plans foresee the job is known to hold."""
+    found = outlooks.of(job.id)
+    known = (attempt.overrun or 1.0 for attempt in job.attempts)
+    return max(1.0 if found is None else found.raised, *known)
+
+
+def device(nodes: Sequence[NodeView], node_id: str, name: str) -> DeviceView | None:
+    named = (each for node in nodes if node.id == node_id for each in node.devices)
+    return next((each for each in named if each.name == name), None)
 
 
 def with_queued(view: ClusterView, job: QueuedJob) -> ClusterView:
@@ -106,6 +122,19 @@ def _waiting(job: JobRecord, now: datetime, elapsed: Elapsed, outlooks: Outlooks
     )
 
 
+def _on_a_device_that_is(job: QueuedJob, nodes: Sequence[NodeView]) -> QueuedJob:
+    """A script is not refused for what one of its command took before: if that is more than any
+    device, it has one alone.
+    """
+    largest_bytes = max((each.bytes for node in nodes for each in node.devices), default=0)
+    profile, declared_bytes = job.sharing.profile, job.memory_bytes
+    if profile is None or declared_bytes is None or len(profile.rungs) > 1:
+        return job
+    if not declared_bytes <= largest_bytes < profile.minimum_bytes:
+        return job
+    return replace(job, sharing=replace(job.sharing, share=False, profile=None, alone=_TOO_MUCH))
+
+
 def _offered(job: JobRecord, outlooks: Outlooks) -> tuple[Sharing, Terms | None]:
     """What the job asks of a device, and what it comes back on if it ran out of memory."""
     spec, found = JobSpec.model_validate(job.spec), outlooks.of(job.id)
@@ -117,6 +146,7 @@ def _offered(job: JobRecord, outlooks: Outlooks) -> tuple[Sharing, Terms | None]
             neighbours=attempt.neighbours or 0,
             limit_bytes=attempt.budget_bytes,
             peak_bytes=attempt.peak_bytes,
+            overrun=attempt.overrun,
         )
         for attempt in job.attempts
         if attempt.reason is Reason.OUT_OF_MEMORY
@@ -125,9 +155,16 @@ def _offered(job: JobRecord, outlooks: Outlooks) -> tuple[Sharing, Terms | None]
     if not shortages:
         return sharing(spec, found, busy), None
     # the forecasts learn it too, a moment later
-    known = None if found is None else corrected(found, job.memory.peak_bytes)
+    known = None
+    if found is not None:
+        overruns = (each.overrun for each in shortages if each.overrun is not None)
+        known = corrected(found, job.memory.peak_bytes, max(overruns, default=None))
     offered = sharing(spec, known, busy)
-    return offered, terms(shortages, offered.profile, shares=offered.share is not False)
+    unmanaged = spec.family is not None and spec.memory.policy == "none"
+    agreed = terms(
+        shortages, offered.profile, shares=offered.share is not False, unmanaged=unmanaged
+    )
+    return offered, agreed
 
 
 def _after(job: JobRecord, now: datetime, elapsed: Elapsed) -> datetime | None:

@@ -178,9 +178,13 @@ class Platform:
         )
 
     def _foresee(self, spec: JobSpec, code: str | None) -> tuple[ForecastView | None, Foreseen]:
-        """No forecast for a script, and for a family whose step cannot be foreseen."""
+        """No forecast for a script, of which only what one took may be known, and for a family
+        whose step cannot be foreseen.
+        """
         if spec.family is None:
-            return None, Foreseen(job_id=_THIS, cause="it is a script")
+            took = self._forecasts.kept(spec, code)
+            nothing = Foreseen(job_id=_THIS, cause="it is a script")
+            return None, nothing if took is None else foreseen(_THIS, took)
         try:
             with self._code.opened(code) as folder:
                 answer = self._forecasts.of(spec, workdir=folder, code=code)

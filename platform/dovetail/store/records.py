@@ -36,8 +36,9 @@ class AttemptRecord:
 
     `cap_bytes` is the most that it may hold, None for what the spec says; `budget_bytes` and
     `peak_bytes` are what it was given and what it held at most, by its own report; `neighbours` how
-    many others were on its device when memory ran out; `busy` what part of its processors, or of
-    its GPU, it kept computing.
+    many others were on its device when memory ran out, and `overrun` how many times what its plans
+    foresee it held, if that ended it; `busy` what part of its processors, or of its GPU, it kept
+    computing.
     """
 
     job_id: str
@@ -64,6 +65,7 @@ class AttemptRecord:
     budget_bytes: int | None = None
     peak_bytes: int | None = None
     neighbours: int | None = None
+    overrun: float | None = None
     busy: float | None = None
 
     @property

@@ -58,6 +58,7 @@ def add_reports(
                 _tell(session, job, attempt, report, f"{what} {cause}", now)
             case said.MemoryUsed():
                 job.memory = _memory(job.memory, report)
+                attempt.overrun = report.overrun or attempt.overrun
                 attempt.budget_bytes = report.budget_bytes or attempt.budget_bytes
                 attempt.peak_bytes = _highest(attempt.peak_bytes, report.peak_bytes)
             case said.Busy():
@@ -108,6 +109,7 @@ def _finite(value: float) -> float | None:
 
 def _memory(before: dict[str, Any], report: said.MemoryUsed) -> dict[str, Any]:
     told = {name: value for name, value in asdict(report).items() if value is not None}
+    told.pop("overrun", None)  # the attempt's
     return {**before, **told, "peak_bytes": _highest(before.get("peak_bytes"), report.peak_bytes)}
 
 

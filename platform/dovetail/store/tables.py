@@ -172,6 +172,7 @@ class Attempt(Base):
     budget_bytes: Mapped[int | None] = mapped_column(BigInteger)
     peak_bytes: Mapped[int | None] = mapped_column(BigInteger)
     neighbours: Mapped[int | None]
+    overrun: Mapped[float | None]
     busy: Mapped[float | None]
 
     def record(self) -> AttemptRecord:
@@ -200,6 +201,7 @@ class Attempt(Base):
             budget_bytes=self.budget_bytes,
             peak_bytes=self.peak_bytes,
             neighbours=self.neighbours,
+            overrun=self.overrun,
             busy=self.busy,
         )
 
