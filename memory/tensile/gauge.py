@@ -42,6 +42,12 @@ class Gauge:
         self._seen_bytes = max(self._seen_bytes, resident_bytes)
         return resident_bytes - freed_memory.waiting_bytes()
 
+    def note_tensors(self, known_bytes: int) -> None:
+        """Tensors of so many bytes are there now. What of them was there before the first look was
+        taken for the process's.
+        """
+        self.base_bytes -= min(self.base_bytes, max(0, known_bytes - self.held_bytes()))
+
     def note_libraries(self) -> None:
         """Pages of libraries that work has touched since belong to the bare process. Takes some
         milliseconds.

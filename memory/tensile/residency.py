@@ -231,12 +231,13 @@ class Residency:
     @property
     def lasting_bytes(self) -> int:
         """Bytes of all parameters, their gradients and states that are there."""
-        seen: dict[int, int] = {}
-        for name in self._all():
-            for tensor in self._tensors(name)[:1]:
-                storage = tensor.untyped_storage()
-                seen[storage._cdata] = storage.nbytes()
-        return sum(seen.values())
+        return storage_bytes(tensor for name in self._all() for tensor in self._tensors(name)[:1])
+
+    @property
+    def model_bytes(self) -> int:
+        """The same with buffers, which never leave."""
+        lasting = (tensor for name in self._all() for tensor in self._tensors(name)[:1])
+        return storage_bytes((*lasting, *self._buffers.values()))
 
     def go_home(self) -> None:
         """Everything back into ordinary memory, for good."""
@@ -292,6 +293,12 @@ class Residency:
         with torch.no_grad():
             moved.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
             tensor.data = moved
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Of their storages, each once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def _copied(storage: torch.UntypedStorage) -> torch.UntypedStorage:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from tensile import names
 from tensile.adoption import Adoption
@@ -31,7 +32,7 @@ from tensile.peaks import Peaks
 from tensile.planning import Planning
 from tensile.pressure import Pressure
 from tensile.repetition import Repetition
-from tensile.residency import Residency
+from tensile.residency import Residency, storage_bytes
 from tensile.snapshot import Snapshot
 from tensile.stats import Counters, Stats
 from tensile.tenancy import Tenancy
@@ -103,7 +104,7 @@ class Session:
             counters=self._counters,
             smallest_bytes=smallest_bytes,
         )
-        self._gauge = self._device.gauge(self._residency.lasting_bytes)
+        self._gauge = self._device.gauge(self._residency.model_bytes)
         self._peaks = Peaks(self._gauge, self._counters)
         self._pressure = Pressure(self._gauge, self._contents, self._residency)
         self._execution = Execution(
@@ -196,6 +197,11 @@ class Session:
             raise SessionError(f"prepare() inside a {self._inside} of the session; call it before")
         from tensile.recorder import TraceError
 
+        if self._counters.steps == 0:
+            away_bytes = self._residency.away_bytes(self._residency.away())
+            leaves = (leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor))
+            inputs_bytes = storage_bytes(t for t in leaves if t.layout == torch.strided)
+            self._gauge.note_tensors(self._residency.model_bytes - away_bytes + inputs_bytes)
         try:
             with self._adoption.aside():
                 from tensile.calibration import calibrate
