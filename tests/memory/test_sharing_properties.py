@@ -342,8 +342,9 @@ class Sharing(RuleBasedStateMachine):
 
     def complies(self, name: str) -> None:
         job = self.jobs[name]
-        if job.cap < job.lease:
-            job.lease = max(job.cap, job.minimum)
+        lower = max(job.cap, job.minimum)  # which may have risen above what it has
+        if lower < job.lease:
+            job.lease = lower
             self.tell(Returned(job=name, lease_bytes=job.lease))
 
     # what holds
