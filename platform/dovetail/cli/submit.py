@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovetail.cli.code import PackedCode, packed_code
+from dovetail.cli.job_facts import CODE_DIGITS
 from dovetail.cli.job_files import job_files
-from dovetail.cli.jobs import CODE_DIGITS
 from dovetail.cli.memory import forecast_facts
 from dovetail.cli.options import AsJson, connect, connect_again
 from dovetail.cli.output import Json, number, print_facts, print_json, say
