@@ -46,8 +46,8 @@ _running: weakref.WeakSet[Session] = weakref.WeakSet()
 
 class Session:
     """`model` is a module or a mapping of modules, `optimizer` one or a sequence; `budget` is
-    bytes, a text ("1.2GiB"), a share of the forecast peak (0.6; needs `prepare`), or None for no
-    limit.
+    bytes, a text ("1.2GiB"), a share of the forecast peak (0.6 or "60%"; needs `prepare`), or None
+    for no limit.
 
     On a device that other jobs use too, `lease` says where its broker is; without it, the process's
     environment does (`membership.py`). Then the budget is what the job may have at most, and what
@@ -86,10 +86,7 @@ class Session:
                 raise SessionError(
                     "this optimizer has a session already; close that one first, or use it"
                 )
-        if not isinstance(budget, float):
-            budget_bytes(budget)
-        elif not 0 < budget <= 1:
-            budget_bytes(budget, 1)
+        budget_bytes(budget, peak_bytes=1)  # raises for what is none, whatever the peak
         lease = lease or from_environment()
 
         self._counters = Counters()

@@ -130,6 +130,21 @@ def test_a_dry_run_says_what_the_step_would_take(
     ]
 
 
+@pytest.mark.parametrize(
+    ("place", "said"), [("nowhere/x.png", "there is no folder"), ("x.pdf", "must end in .png")]
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_a_plan_is_made(
+    dovetail: Run, tmp_path: Path, place: str, said: str
+) -> None:
+    file, picture = tmp_path / "no.yaml", tmp_path / place
+    file.write_text("this is not looked at")
+    asked = ("memory", "plan", str(file), "--budget", "60%", "--picture", str(picture))
+    refused = dovetail(*asked)
+    assert refused.code == 2
+    assert refused.err.startswith(f"error: --picture {picture}  ")
+    assert said in refused.err
+
+
 def test_show_json_is_the_contract(dovetail: Run, service: FakeService) -> None:
     job = service.put(job_view(**succeeded_changes()))
     said = dovetail("show", "hello", "--json")

@@ -29,6 +29,7 @@ from dovetail_workers.optimizer_step import OptimizerStep
 from dovetail_workers.process_tree import die_with_parent
 from dovetail_workers.random_state import seed_everything
 from dovetail_workers.train import workload_context
+from tensile.picture_files import PictureError
 from tensile.preview import preview
 from tensile.trial import trial
 
@@ -81,6 +82,8 @@ def rehearse(request: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"memory.budget: {request['budget']}  {error}") from None
         except tensile.TierError as error:
             raise UserError(str(error)) from None
+        except PictureError as error:
+            raise UserError(f"--picture {error}") from None
 
 
 def main() -> int:
