@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from helpers.fake_service import (
     KINDS_OF_JOBS,
     MIB,
     SUBMITTED,
+    TRAINING,
     FakeService,
     attempt_view,
     job_of,
@@ -83,6 +85,29 @@ def test_show_says_why_an_attempt_ended_and_not_where_one_never_was(
     lines = dovetail("show", "k3f9qz").out.splitlines()
     assert "attempt 1  FAILED (worker lost) on n1/cpu:0, pid 4242" in lines
     assert "attempt 2  CREATED" in lines
+
+
+def test_a_budget_above_what_is_reserved_is_said_at_submission_and_in_show(
+    dovetail: Run, service: FakeService, tmp_path: Path
+) -> None:
+    file = tmp_path / "swin.yaml"
+    given = {
+        **TRAINING,
+        "memory": {"policy": "tensile", "budget": "2GiB"},
+        "resources": {"memory": "1GiB"},
+    }
+    file.write_text(json.dumps(given))  # which is YAML too
+    word = (
+        "memory.budget: 2GiB is above resources.memory of 1GiB, which a job never exceeds, so that "
+        "is its budget; reserve more, or ask for less"
+    )
+    said = dovetail("submit", str(file))
+    assert (said.code, said.out) == (0, "job0\n")
+    assert said.err.startswith(f"warning: swin: {word}\n")
+    assert f"warning   {word}" in dovetail("show", "job0").out.splitlines()
+    file.write_text(json.dumps({**given, "resources": {"memory": "2GiB"}}))
+    assert "warning" not in dovetail("submit", str(file)).err
+    assert "warning" not in dovetail("show", "job1").out
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dovetail.cli.output import Json, duration, number, words
+from dovetail_jobs.memory_terms import above_reserved
 from dovetail_jobs.units import format_bytes, format_seconds
 
 CODE_DIGITS = 12  # of a hash: enough to tell snapshots apart
@@ -95,7 +96,16 @@ def _memory(job: Json) -> Facts:
             ),
         ),
         ("tensile", _moved(memory)),
+        ("warning", _above_reserved(job)),
     ]
+
+
+def _above_reserved(job: Json) -> str:
+    memory, spec = job["memory"], job["spec"]
+    traced_bytes = memory["forecast_bytes"] if memory.get("provenance") == "traced" else None
+    budget = spec.get("memory", {}).get("budget", "auto")
+    reserved = spec.get("resources", {}).get("memory", "auto")
+    return above_reserved(budget, reserved, traced_bytes) or ""
 
 
 def _moved(memory: Json) -> str:
