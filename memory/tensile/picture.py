@@ -24,6 +24,7 @@ _COLOURS = {
     Kind.ACTIVATION: "#55a868",
     Kind.TEMPORARY: "#c7c7c7",
     Kind.INPUT: "#da8bc3",
+    Kind.LOADER: "#ccb974",
 }
 
 

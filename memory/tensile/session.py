@@ -179,9 +179,11 @@ class Session:
         batch: Batch,
         *,
         costs: Costs | None = None,
+        beside_bytes: int = 0,
     ) -> None:
         """Plan from a trace of `train_step(batch)`, so that the first step keeps the budget too.
-        Called again for a batch of another shape, the session has a plan for each.
+        Called again for a batch of another shape, the session has a plan for each. `beside_bytes`
+        is what the loop holds beside its step, such as batches that are loaded ahead.
 
         Nothing is computed and nothing changes. A step that cannot be traced is said in the notes;
         it is observed, and follows a plan from the third on. Raises PlanError for a budget below
@@ -200,7 +202,10 @@ class Session:
 
                 costs = costs or calibrate(self._device.kind, folder=self._device.tier.folder)
                 self._observer.costs = costs
-                planning = Planning(trace(train_step, self._model, self._optimizer, batch), costs)
+                traced = trace(
+                    train_step, self._model, self._optimizer, batch, beside_bytes=beside_bytes
+                )
+                planning = Planning(traced, costs)
         except TraceError as error:
             self._budget.do_without_forecast(str(error))
             self._counters.note(f"the step was not traced, so a real one is observed: {error}")
