@@ -17,6 +17,7 @@ from dovetail_jobs.errors import NotFound, Problem, SpecError
 from dovetail_jobs.family_params import absolute, filled
 from dovetail_jobs.family_probe import probe
 from dovetail_jobs.spec import JobSpec
+from dovetail_jobs.units import format_bytes
 
 _PYTHON = "choosing a Python is not yet here, jobs run with that of the workers; remove it"
 _PYTHON_NAMES = ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONHOME")
@@ -41,6 +42,7 @@ def resolve(spec: JobSpec, *, base: Path, code: Path | None = None) -> JobSpec:
     places.
     """
     problems = [Problem(key=key, rule=rule) for key, asks, rule in NOT_YET if asks(spec)]
+    problems += _without_effect(spec)
     workdir = _workdir(spec, base)
     if workdir is not None and code is None and not os.path.isdir(workdir):
         rule = f"is no folder (looked for {workdir})"
@@ -80,6 +82,26 @@ def _workdir(spec: JobSpec, base: Path) -> Path | None:
         return absolute(spec.workdir, base)
     own = spec.script is not None or spec.family not in catalog.FAMILIES
     return absolute("", base) if own else None
+
+
+def _without_effect(spec: JobSpec) -> list[Problem]:
+    """What nobody would look at, though the user asks for it."""
+    policy, budget = spec.memory.policy, spec.memory.budget
+    asks_for_budget = budget != "auto"
+    shown = str(budget) if isinstance(budget, str) else format_bytes(budget)
+    if spec.script is not None:
+        rule = "belongs to a family; a script says what it takes as resources.memory, remove it"
+        given = (
+            ("memory.policy", policy, policy != "none"),
+            ("memory.budget", shown, asks_for_budget),
+        )
+        return [
+            Problem(key=key, value=value, rule=rule) for key, value, is_given in given if is_given
+        ]
+    if policy == "none" and asks_for_budget:
+        rule = "needs memory.policy: tensile, which keeps a job to it; add that or remove it"
+        return [Problem(key="memory.budget", value=shown, rule=rule)]
+    return []
 
 
 def _indivisible(spec: JobSpec, params: Mapping[str, JsonValue]) -> list[Problem]:

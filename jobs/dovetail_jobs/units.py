@@ -22,9 +22,10 @@ def parse_bytes(value: object) -> int:
             raise ValueError("must not be negative")
         return value
     match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
-    if match is None or match[2].lower() not in _BYTES:
+    unit = _BYTES.get(match[2].lower()) if match is not None else None
+    if match is None or unit is None or (unit == 1 and "." in match[1]):
         raise ValueError("must be a size such as 4GiB, 500MB or plain bytes")
-    return int(Decimal(match[1]) * _BYTES[match[2].lower()])
+    return int(Decimal(match[1]) * unit)
 
 
 def parse_seconds(value: object) -> float:
@@ -50,6 +51,13 @@ def format_bytes(count: int) -> str:
             return f"{size:.1f}".rstrip("0").rstrip(".") + unit
         size /= 1024
     return f"{size:.1f}".rstrip("0").rstrip(".") + "TiB"
+
+
+def at_least(count: int) -> str:
+    """The same, rounded up: as many bytes as that are enough."""
+    unit = 2 ** (10 * min(4, max(0, count.bit_length() - 1) // 10))
+    tenths = -(-count * 10 // unit)
+    return format_bytes(-(-tenths * unit // 10))
 
 
 def format_seconds(seconds: float) -> str:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import tensile
+from tensile.budget import at_least
+from tensile.picture_files import PictureError, picture_files
 from tensile.preview import preview
 from tensile.trial import trial
 
@@ -25,6 +27,8 @@ _MIB = 2**20
 def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
+        if given.picture is not None:
+            picture_files(given.picture)  # before the work
         parts = _built(given.file)
         trace = tensile.trace(*parts)
         answer = preview(trace, given.budget, given.picture, trial=_trial(parts, given.steps))
@@ -36,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         tensile.TierError,
     ) as error:
         print(f"error: {given.file}: {error}", file=sys.stderr)
+        return 2
+    except PictureError as error:
+        print(f"error: --picture {error}", file=sys.stderr)
         return 2
     if given.json:
         print(json.dumps(answer, indent=2))
@@ -91,12 +98,12 @@ def _facts(answer: dict[str, Any]) -> list[tuple[str, str]]:
             (kind.replace("_", " "), _mib(size))
             for kind, size in sorted(forecast["by_class"].items(), key=lambda item: -item[1])
         ),
-        ("floor", _mib(forecast["floor_bytes"])),
+        ("floor", f"{at_least(forecast['floor_bytes'])} is the least budget"),
     ]
     if plan := answer.get("plan"):
         facts += [
             ("budget", _mib(plan["budget_bytes"])),
-            ("planned", _mib(plan["peak_bytes"])),
+            ("planned", f"peak {_mib(plan['peak_bytes'])}, {_mib(plan['spared_bytes'])} left free"),
             ("swaps", f"{plan['swaps']}, {_mib(plan['moved_bytes'])} each way"),
             ("recomputed", str(plan["recomputations"])),
             ("step", f"{plan['step_s']:.3f} s by estimate, {plan['stall_s']:.3f} s of it waiting"),

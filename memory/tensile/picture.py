@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from tensile.actions import Plan, Swap
 from tensile.costs import Costs
 from tensile.forecasting import Forecast
+from tensile.picture_files import PictureError
 from tensile.sequence import Kind, Trace
 from tensile.simulator import simulate
 
@@ -22,6 +24,7 @@ _COLOURS = {
     Kind.ACTIVATION: "#55a868",
     Kind.TEMPORARY: "#c7c7c7",
     Kind.INPUT: "#da8bc3",
+    Kind.LOADER: "#ccb974",
 }
 
 
@@ -30,10 +33,11 @@ def draw(
     plan: Plan,
     costs: Costs,
     forecast: Forecast,
-    file: Path,
+    files: Iterable[Path],
+    budget_bytes: int,
     measured_bytes: int | None = None,
 ) -> list[str]:
-    """Write `file` with the suffixes .png and .svg; their paths.
+    """Write `files`, each as its suffix says; their paths. Raises PictureError.
 
     Coloured: what lives without a plan, by class. The line: what lives under the plan. Below: the
     bytes that leave, come back and are computed again, where that happens. Axes: operators, MiB.
@@ -57,7 +61,7 @@ def draw(
     timeline = simulate(trace, plan, costs)
     under = np.asarray(timeline.live_bytes) / _MIB
     above.step(range(len(under)), under, "k", where="post", lw=1.4, label="under the plan")
-    above.axhline(plan.budget_bytes / _MIB, color="crimson", ls="--", label="budget")
+    above.axhline(budget_bytes / _MIB, color="crimson", ls="--", label="budget")
     above.axhline(forecast.peak_bytes / _MIB, color="grey", ls=":", label="forecast peak")
     if measured_bytes is not None:
         above.axhline(measured_bytes / _MIB, color="k", ls=":", label="measured peak")
@@ -77,10 +81,13 @@ def draw(
     if plan.actions:
         below.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     written = []
-    for suffix in (".png", ".svg"):
-        target = file.with_suffix(suffix)
-        figure.savefig(target, dpi=110, metadata={"Date": None} if suffix == ".svg" else None)
-        written.append(str(target))
+    for file in files:
+        metadata = {"Date": None} if file.suffix == ".svg" else None
+        try:
+            figure.savefig(file, dpi=110, metadata=metadata)
+        except OSError as error:
+            raise PictureError(f"{file}  {error.strerror or error}") from None
+        written.append(str(file))
     return written
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tensile.actions import Plan, PlanError
+from tensile.budget import at_least
 from tensile.costs import Costs
 from tensile.cover import SCORES, Score, cover, gain_s
 from tensile.draft import Draft, Rating, drafted, judged
@@ -146,5 +147,5 @@ def below_the_floor(tape: Tape, budget_bytes: int, beside_bytes: int = 0) -> str
         f"budget: {budget_bytes} bytes are below the floor of {floor} bytes, which "
         f"operator {worst} ({operator.name}, {operator.phase.value}) needs: {', '.join(needed)}, "
         f"{operator.workspace_bytes} of workspace, {beside}and the rest is what cannot leave then. "
-        f"Give at least the floor, or lower it with {way_out}."
+        f"Give at least {at_least(floor)}, or lower the floor with {way_out}."
     )

@@ -12,7 +12,8 @@ from tensile.calibration import calibrate
 from tensile.coordinator.traced import traced
 from tensile.forecasting import forecast
 from tensile.lower_tier import TierError
-from tensile.planner import plan
+from tensile.picture_files import picture_files
+from tensile.planning import Planning
 from tensile.sequence import Trace
 
 
@@ -20,20 +21,21 @@ def preview(
     trace: Trace,
     budget: Budget = None,
     picture: Path | None = None,
-    device: str = "cpu",
     *,
     trial: Callable[[int], dict[str, Any]] | None = None,
     profile: bool = False,
 ) -> dict[str, Any]:
     """`{"forecast", "operators", "notes"}`; with a budget `"plan"` too, with a picture
     `"pictures"`, the paths that were written, and with a trial `"measured"`, what it says for the
-    budget in bytes. Where `profile` is asked for, `"profile"` is what a device is asked for that is
-    shared, as `Profile.from_json` reads it; a lower tier that refuses leaves a note in its stead.
+    budget in bytes. The plan is the one that a session under this budget begins with: it leaves
+    `"spared_bytes"` free for what the process takes beside its tensors. Where `profile` is asked
+    for, `"profile"` is what a device is asked for that is shared, as `Profile.from_json` reads it;
+    a lower tier that refuses leaves a note in its stead.
 
-    A budget may also be a percentage of the forecast peak, as text. Raises BudgetError and
-    PlanError.
+    Raises BudgetError, PlanError for a budget that no session accepts, and PictureError.
     """
-    foreseen = forecast(trace, device)
+    files = picture_files(picture) if picture is not None else ()
+    foreseen = forecast(trace)
     answer: dict[str, Any] = {
         "forecast": {
             "peak_bytes": foreseen.peak_bytes,
@@ -46,17 +48,18 @@ def preview(
     }
     if profile:
         try:
-            answer["profile"] = traced(trace, calibrate(device)).to_json()
+            answer["profile"] = traced(trace, calibrate("cpu")).to_json()
         except TierError as error:
             answer["notes"].append(f"no profile: {error}")
-    limit_bytes = budget_bytes(_share(budget), foreseen.peak_bytes)
+    limit_bytes = budget_bytes(budget, foreseen.peak_bytes)
     if limit_bytes is None:
         return answer
-    costs = calibrate(device)
-    found = plan(trace, budget_bytes=limit_bytes, costs=costs)
+    costs = calibrate("cpu")
+    found = Planning(trace, costs).schedule(limit_bytes).plan
     swaps = [action for action in found.actions if isinstance(action, Swap)]
     answer["plan"] = {
-        "budget_bytes": found.budget_bytes,
+        "budget_bytes": limit_bytes,
+        "spared_bytes": limit_bytes - found.budget_bytes,
         "peak_bytes": found.peak_bytes,
         "step_s": found.step_s,
         "stall_s": found.stall_s,
@@ -66,18 +69,9 @@ def preview(
     }
     if trial is not None:
         answer["measured"] = trial(limit_bytes)
-    if picture is not None:
+    if files:
         from tensile.picture import draw
 
         measured_bytes = answer["measured"]["peak_bytes"] if trial is not None else None
-        answer["pictures"] = draw(trace, found, costs, foreseen, picture, measured_bytes)
+        answer["pictures"] = draw(trace, found, costs, foreseen, files, limit_bytes, measured_bytes)
     return answer
-
-
-def _share(budget: Budget) -> Budget:
-    if isinstance(budget, str) and budget.endswith("%"):
-        try:
-            return float(budget[:-1]) / 100
-        except ValueError:
-            return budget
-    return budget

@@ -26,6 +26,7 @@ class Kind(StrEnum):
     ACTIVATION = "activation"  # saved by autograd for the backward pass
     TEMPORARY = "temporary"
     INPUT = "input"
+    LOADER = "loader"  # what the loop holds beside the step
 
 
 class Phase(StrEnum):
@@ -71,8 +72,9 @@ class Storage:
     `birth` is 0 for what the step finds and N+1 is the `death` of what outlives it. `name` stays
     from step to step and process to process: `parameter:blocks.0.weight`,
     `gradient:blocks.0.weight`, `optimizer_state:blocks.0.weight:exp_avg`, `activation:17` for slot
-    17, `input:0`, `temporary:93` (by the operator that made it). `late_bytes` of it are reserved
-    but not touched before its second access, so the operating system counts them from then on.
+    17, `input:0`, `loader:0`, `temporary:93` (by the operator that made it). `late_bytes` of it are
+    reserved but not touched before its second access, so the operating system counts them from then
+    on.
     """
 
     name: str

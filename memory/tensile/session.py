@@ -47,8 +47,8 @@ _running: weakref.WeakSet[Session] = weakref.WeakSet()
 
 class Session:
     """`model` is a module or a mapping of modules, `optimizer` one or a sequence; `budget` is
-    bytes, a text ("1.2GiB"), a share of the forecast peak (0.6; needs `prepare`), or None for no
-    limit.
+    bytes, a text ("1.2GiB"), a share of the forecast peak (0.6 or "60%"; needs `prepare`), or None
+    for no limit.
 
     On a device that other jobs use too, `lease` says where its broker is; without it, the process's
     environment does (`membership.py`). Then the budget is what the job may have at most, and what
@@ -87,10 +87,7 @@ class Session:
                 raise SessionError(
                     "this optimizer has a session already; close that one first, or use it"
                 )
-        if not isinstance(budget, float):
-            budget_bytes(budget)
-        elif not 0 < budget <= 1:
-            budget_bytes(budget, 1)
+        budget_bytes(budget, peak_bytes=1)  # raises for what is none, whatever the peak
         lease = lease or from_environment()
 
         self._counters = Counters()
@@ -183,9 +180,11 @@ class Session:
         batch: Batch,
         *,
         costs: Costs | None = None,
+        beside_bytes: int = 0,
     ) -> None:
         """Plan from a trace of `train_step(batch)`, so that the first step keeps the budget too.
-        Called again for a batch of another shape, the session has a plan for each.
+        Called again for a batch of another shape, the session has a plan for each. `beside_bytes`
+        is what the loop holds beside its step, such as batches that are loaded ahead.
 
         Nothing is computed and nothing changes. A step that cannot be traced is said in the notes;
         it is observed, and follows a plan from the third on. Raises PlanError for a budget below
@@ -209,7 +208,10 @@ class Session:
 
                 costs = costs or calibrate(self._device.kind, folder=self._device.tier.folder)
                 self._observer.costs = costs
-                planning = Planning(trace(train_step, self._model, self._optimizer, batch), costs)
+                traced = trace(
+                    train_step, self._model, self._optimizer, batch, beside_bytes=beside_bytes
+                )
+                planning = Planning(traced, costs)
         except TraceError as error:
             self._budget.do_without_forecast(str(error))
             self._counters.note(f"the step was not traced, so a real one is observed: {error}")

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tensile import names
+from tensile.beside import with_beside
 from tensile.calls import Calls
 from tensile.chunks import Chunk, chunks, is_chunkable, narrowed
 from tensile.fakes import Fakes, exchanged
@@ -34,13 +35,19 @@ Batch = TypeVar("Batch")
 
 
 def trace(
-    train_step: Callable[[Batch], object], model: Models, optimizer: Optimizers, batch: Batch
+    train_step: Callable[[Batch], object],
+    model: Models,
+    optimizer: Optimizers,
+    batch: Batch,
+    *,
+    beside_bytes: int = 0,
 ) -> Trace:
     """What one call of `train_step(batch)` does to memory, from the second call on.
 
     Runs the step twice with fake tensors in the places of the real ones, so nothing is allocated
     and nothing is computed. `model` is a module or a mapping of modules, `optimizer` one or a
-    sequence, `batch` any pytree. Optimizers run in the chunks of `tensile.chunks`.
+    sequence, `batch` any pytree; `beside_bytes` is what the loop holds meanwhile, such as a batch
+    that is loaded ahead (`beside.py`). Optimizers run in the chunks of `tensile.chunks`.
 
     Afterwards parameters, buffers, gradients, optimizer state, training flags and the generators of
     Python, NumPy and torch are bit for bit as before, also when the step raises. So are the step's
@@ -52,7 +59,8 @@ def trace(
     without a fake kernel, or gets at a parameter by a way that is not known here.
     """
     with undisturbed():
-        return _Tracing(train_step, model, optimizer).run(batch)
+        found = _Tracing(train_step, model, optimizer).run(batch)
+    return with_beside(found, beside_bytes)
 
 
 class _Tracing:

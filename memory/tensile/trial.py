@@ -20,14 +20,16 @@ def trial(
     *,
     budget_bytes: int,
     steps: int,
+    beside_bytes: int = 0,
 ) -> dict[str, Any]:
-    """Train `steps` steps on `batch`, all but the first of them timed: `{"steps", "peak_bytes",
-    "step_s", "moved_bytes", "notes"}`, with the bytes that left the device in each step.
+    """Train `steps` steps on `batch` in a loop that holds `beside_bytes` more, all but the first of
+    them timed: `{"steps", "peak_bytes", "step_s", "moved_bytes", "notes"}`, with the bytes that
+    left the device in each step.
 
     The parameters are trained. Raises PlanError below the floor and TierError without a disk.
     """
     with Session(model, optimizer, budget_bytes) as session:
-        session.prepare(train_step, batch)
+        session.prepare(train_step, batch, beside_bytes=beside_bytes)
         begin_s = time.perf_counter()
         for number in range(steps):
             if number == min(_WARM, steps - 1):

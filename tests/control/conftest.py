@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dovetail.cli.main import main
+from helpers.commands import Run, Said
 from helpers.databases import KINDS, Kind, Postgres, running_postgres
-from helpers.fake_server import Stage, staged
+from helpers.fake_server import TOKEN, Stage, staged
 from helpers.fake_service import FakeService
 
 
@@ -23,6 +25,27 @@ def stage() -> Iterator[Stage]:
 def service(stage: Stage) -> Iterator[FakeService]:
     with stage.play() as service:
         yield service
+
+
+@pytest.fixture
+def dovetail(
+    service: FakeService,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Run:
+    """Runs a command in this process, against `service`."""
+    monkeypatch.setenv("DOVETAIL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DOVETAIL_URL", service.url)
+    monkeypatch.setenv("DOVETAIL_TOKEN", TOKEN)
+
+    def run(*arguments: str) -> Said:
+        capfd.readouterr()
+        code = main(arguments)
+        text = capfd.readouterr()
+        return Said(code, text.out, text.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

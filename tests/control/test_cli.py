@@ -8,8 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,11 @@ from dovetail.cli.options import complete_job
 from dovetail.local_server import ensure_server, wait_until_gone
 from dovetail.service.contract import (
     EventView,
-    JobView,
     ServerOptions,
 )
 from dovetail.settings import Settings
 from dovetail_jobs.lifecycle import State
-from helpers.fake_server import TOKEN
+from helpers.commands import Run, Said, golden
 from helpers.fake_service import (
     SUBMITTED,
     FakeService,
@@ -38,42 +36,6 @@ from helpers.fake_service import (
 )
 
 REPOSITORY = Path(__file__).parents[2]
-GOLDEN = REPOSITORY / "tests" / "golden" / "cli"
-
-
-@dataclass(frozen=True)
-class Said:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Said]
-
-
-@pytest.fixture
-def dovetail(
-    service: FakeService,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> Run:
-    """Runs a command in this process, against `service`."""
-    monkeypatch.setenv("DOVETAIL_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("DOVETAIL_URL", service.url)
-    monkeypatch.setenv("DOVETAIL_TOKEN", TOKEN)
-
-    def run(*arguments: str) -> Said:
-        capfd.readouterr()
-        code = main(arguments)
-        text = capfd.readouterr()
-        return Said(code, text.out, text.err)
-
-    return run
 
 
 @pytest.fixture
@@ -81,17 +43,6 @@ def yaml(tmp_path: Path) -> Path:
     file = tmp_path / "hello.yaml"
     file.write_text("name: hello\nscript: python train.py\n")
     return file
-
-
-def golden(name: str, text: str, service: FakeService, tmp_path: Path) -> None:
-    """Compare with a text in tests/golden/cli, in which what differs from run to run has a name."""
-    for value, shown in ((service.url, "URL"), (str(tmp_path), "TMP")):
-        text = text.replace(value, shown)
-    now = tmp_path / name
-    now.write_text(text)
-    expected = GOLDEN / name
-    assert expected.exists(), f"if this is wanted: cp {now} {expected}"
-    assert expected.read_text() == text, f"if this is wanted: cp {now} {expected}"
 
 
 def several_jobs(service: FakeService) -> None:
@@ -141,23 +92,6 @@ def test_ps_refuses_a_state_that_there_is_not(dovetail: Run) -> None:
     said = dovetail("ps", "--state", "sleeping")
     assert said.code == 2
     assert "sleeping is not one of QUEUED" in said.err
-
-
-@pytest.mark.parametrize("kind", ["queued", "running", "succeeded"])
-def test_show_says_what_is_known(
-    dovetail: Run, service: FakeService, tmp_path: Path, kind: str
-) -> None:
-    changes = {"queued": {}, "running": running_changes(), "succeeded": succeeded_changes()}
-    service.put(job_view(labels={"team": "vision"}, **changes[kind]))
-    said = dovetail("show", "k3f9qz")
-    assert (said.code, said.err) == (0, "")
-    golden(f"show-{kind}.txt", said.out, service, tmp_path)
-
-
-def test_show_json_is_the_contract(dovetail: Run, service: FakeService) -> None:
-    job = service.put(job_view(**succeeded_changes()))
-    said = dovetail("show", "hello", "--json")
-    assert JobView.model_validate_json(said.out) == job
 
 
 def test_events_tell_the_story(dovetail: Run, service: FakeService, tmp_path: Path) -> None:

@@ -116,6 +116,13 @@ def test_a_declared_memory_stands_for_a_forecast_that_cannot_be_had() -> None:
             "resources.memory: 100MiB is below the forecast peak of 200MiB, and the job is ended "
             "where it takes more; reserve more, or use memory.policy: tensile",
         ),
+        (family({"memory": "300MiB"}, budget="300MiB"), KNOWN, None),
+        (
+            family({"memory": "300MiB"}, budget="2GiB"),
+            KNOWN,
+            "memory.budget: 2GiB is above resources.memory of 300MiB, which a job never exceeds, "
+            "so that is its budget; reserve more, or ask for less",
+        ),
         (
             family(),
             UNKNOWN,
@@ -128,6 +135,14 @@ def test_the_user_is_warned_of_what_will_cost_them(
     job: JobSpec, found: Foreseen, said: str | None
 ) -> None:
     assert warnings(job, found) == (() if said is None else (said,))
+
+
+def test_a_share_of_the_forecast_that_is_more_than_reserved_is_told_in_bytes() -> None:
+    job = family({"memory": "100MiB"}, budget="60%")
+    said = "memory.budget: 60% of the forecast peak, 120MiB, is above resources.memory of 100MiB"
+    assert any(each.startswith(said) for each in warnings(job, KNOWN))
+    of_the_trace = replace(KNOWN, peak_bytes=300 * MIB, traced_bytes=150 * MIB)
+    assert not any("memory.budget" in each for each in warnings(job, of_the_trace))
 
 
 def test_a_higher_peak_that_was_measured_corrects_every_rung() -> None:

@@ -23,6 +23,7 @@ from dovetail.service.contract import (
     DeviceUseView,
     EventView,
     FilesView,
+    ForecastView,
     JobView,
     LogChunk,
     MemoryView,
@@ -136,6 +137,62 @@ def succeeded_changes(steps: int = 500) -> dict[str, Any]:
     }
 
 
+MIB = 2**20
+MANAGED = MemoryView(
+    forecast_bytes=572 * MIB,
+    provenance="traced",
+    peak_bytes=340 * MIB,
+    budget_bytes=343 * MIB,
+    base_bytes=300 * MIB,
+    swapped_out_bytes=int(1.5 * GIB),
+    swapped_in_bytes=1432 * MIB,
+    recomputed_bytes=96 * MIB,
+    passive_fetches=12,
+    stall_s=3.25,
+    replans=1,
+)
+TRAINING = {
+    "name": "swin",
+    "family": "image_classification",
+    "params": {"backbone": "swin_test", "dataset": "digits", "batch_size": 8},
+    "train": {"steps": 500},
+}
+# Every kind of job that `show` says something else of: its spec, and what is known of its memory.
+KINDS_OF_JOBS: dict[str, tuple[dict[str, Any], MemoryView]] = {
+    "managed": ({**TRAINING, "memory": {"policy": "tensile", "budget": "60%"}}, MANAGED),
+    "shared": (
+        {**TRAINING, "memory": {"policy": "tensile"}, "resources": {"share": True}},
+        MANAGED.model_copy(update={"provenance": "measured", "fence": "watched"}),
+    ),
+    "script": (
+        {"name": "mine", "script": "python train.py", "resources": {"memory": "400MiB"}},
+        MemoryView(
+            provenance="declared",
+            budget_bytes=400 * MIB,
+            peak_bytes=380 * MIB,
+            fence="cgroup",
+        ),
+    ),
+    "unmanaged": (
+        {**TRAINING, "memory": {"policy": "none"}},
+        MemoryView(
+            forecast_bytes=572 * MIB,
+            provenance="traced",
+            peak_bytes=565 * MIB,
+            base_bytes=300 * MIB,
+        ),
+    ),
+}
+
+
+def job_of(kind: str) -> JobView:
+    """One of `KINDS_OF_JOBS` that succeeded, with everything that is known of it."""
+    given, memory = KINDS_OF_JOBS[kind]
+    spec = JobSpec.model_validate(given)
+    known = {**succeeded_changes(), "name": spec.name, "spec": spec.to_json(), "memory": memory}
+    return job_view(**known)
+
+
 class FakeService:
     """Implements `Service`; tests put jobs, log texts and scripts into it."""
 
@@ -148,6 +205,7 @@ class FakeService:
         self.users: list[str] = []
         self.archives: dict[str, bytes] = {}
         self.warnings: tuple[str, ...] = ()
+        self.forecast: ForecastView | None = None
         self.uploads: list[str] = []
         self.ray = RayStatus(
             state="up", address="127.0.0.1:6380", dashboard_url="http://127.0.0.1:8265"
@@ -205,6 +263,7 @@ class FakeService:
             reason="PLACED",
             message="cpu:0 on n1 is free",
             warnings=self.warnings,
+            forecast=self.forecast,
             code=None if code is None else self.code(code),
         )
 

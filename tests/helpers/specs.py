@@ -82,7 +82,6 @@ _shared = {
         share=st.just("auto") | st.just(False),
         min_speed=st.floats(0.01, 1.0),
     ),
-    "memory": given(policy=st.just("none"), budget=st.sampled_from(["auto", "60%", "2 GiB", 4096])),
     "priority": st.integers(0, 100),
     "retry": given(max=st.integers(0, 100), on=st.just([]) | st.just(["failure"])),
     "max_duration": st.sampled_from(["2h", "1h30m", 45, 0.5]),
@@ -104,8 +103,18 @@ family_jobs = st.fixed_dictionaries(
         ),
         "train": trains,
     },
-    optional=_shared,
+    optional={
+        **_shared,
+        "memory": given(policy=st.just("none"), budget=st.just("auto"))
+        | st.fixed_dictionaries(
+            {"policy": st.just("tensile")},
+            optional={"budget": st.sampled_from(["auto", "60%", "2 GiB", 4096])},
+        ),
+    },
 )
-script_jobs = st.fixed_dictionaries({"name": names, "script": texts.filter(bool)}, optional=_shared)
+script_jobs = st.fixed_dictionaries(
+    {"name": names, "script": texts.filter(bool)},
+    optional={**_shared, "memory": given(policy=st.just("none"), budget=st.just("auto"))},
+)
 # As a user writes them: defaults left out, and nothing that this machine could not run.
 jobs = family_jobs | script_jobs

@@ -87,6 +87,7 @@ def launch(
     resume: bool = False,
     cpus: float = 1,
     policy: str = "none",
+    budget: str | int = "auto",
 ) -> Launch:
     """An attempt of such a training."""
     spec = JobSpec.model_validate(
@@ -96,7 +97,7 @@ def launch(
             "params": dict(params or {}),
             "train": {"optimizer": {"lr": 0.01}, **settings},
             "resources": {"cpus": cpus},
-            "memory": {"policy": policy},
+            "memory": {"policy": policy, "budget": budget},
         }
     )
     return Launch(

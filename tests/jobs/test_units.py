@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dovetail_jobs.units import format_bytes, format_seconds, parse_bytes, parse_seconds
+from dovetail_jobs.units import at_least, format_bytes, format_seconds, parse_bytes, parse_seconds
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,9 @@ def test_sizes(text: str | int, count: int) -> None:
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "4 apples", "-1GiB", -1, True, 1.5, None, [], "1e3", "GiB"])
+@pytest.mark.parametrize(
+    "text", ["", "4 apples", "-1GiB", -1, True, 1.5, None, [], "1e3", "GiB", "1.5", "1.5B"]
+)
 def test_what_is_no_size_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="must"):
         parse_bytes(text)
@@ -32,6 +34,11 @@ def test_what_is_no_size_is_refused(text: object) -> None:
 def test_a_whole_size_reads_back(count: int, unit: str) -> None:
     size = parse_bytes(f"{count}{unit}")
     assert parse_bytes(format_bytes(size)) == size
+
+
+@given(st.integers(0, 2**45))
+def test_a_size_that_is_said_to_be_enough_is_enough(count: int) -> None:
+    assert count <= parse_bytes(at_least(count)) <= 1.1 * count + 1
 
 
 @pytest.mark.parametrize(

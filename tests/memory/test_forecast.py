@@ -275,3 +275,21 @@ def test_importing_tensile_loads_no_torch_and_every_name_is_what_it_says() -> No
 
 def test_a_forecast_of_a_small_model_is_small() -> None:
     assert tensile.forecast(traced(mlp())).peak_bytes < MIB
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_loop_holds_beside_its_step_is_in_forecast_floor_and_plans(kind: str) -> None:
+    case = KINDS[kind]()
+    alone = traced(case)
+    beside = tensile.trace(case.step, case.model, case.optimizer, case.batch, beside_bytes=3 * MIB)
+    assert beside.signature == alone.signature
+    found, without = tensile.forecast(beside), tensile.forecast(alone)
+    held_bytes = found.by_class[Kind.LOADER]
+    assert 3 * MIB <= held_bytes < 3 * MIB + 2**13
+    assert without.by_class[Kind.LOADER] == 0
+    assert abs(found.peak_bytes - without.peak_bytes - held_bytes) < 2**13  # whole pages
+    floor = tensile.floor_bytes(beside)
+    assert floor == tensile.floor_bytes(alone) + 3 * MIB
+    assert tensile.plan(beside, floor, COSTS).peak_bytes <= floor
+    with pytest.raises(ValueError, match="beside_bytes: -1"):
+        tensile.trace(case.step, case.model, case.optimizer, case.batch, beside_bytes=-1)

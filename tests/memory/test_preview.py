@@ -1,11 +1,18 @@
 """`python -m tensile`: what a step will take, for a user who has no platform."""
 
 import json
+import re
+import runpy
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import tensile
 from tensile.__main__ import main
+from tensile.budget import at_least, budget_bytes
+from tensile.preview import preview
 
 PROGRAM = """
 import torch
@@ -41,6 +48,7 @@ def test_a_plan_at_half_the_peak_keeps_it_and_is_drawn(
     assert sum(forecast["by_class"].values()) == forecast["peak_bytes"]
     assert max(forecast["floor_bytes"], plan["peak_bytes"]) <= plan["budget_bytes"]
     assert plan["budget_bytes"] == forecast["peak_bytes"] // 2
+    assert plan["peak_bytes"] + plan["spared_bytes"] <= plan["budget_bytes"]
     assert plan["swaps"] + plan["recomputations"] > 0
     assert answer["pictures"] == [str(picture), str(picture.with_suffix(".svg"))]
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -57,10 +65,69 @@ def test_a_trial_of_the_plan_measures_what_was_foreseen(
     measured = answer["measured"]
     assert measured["steps"] == 2
     assert measured["moved_bytes"] > 0
-    assert 0 < measured["peak_bytes"] < 1.2 * answer["forecast"]["peak_bytes"]
+    budget_bytes = answer["plan"]["budget_bytes"]
+    assert budget_bytes == int(0.6 * answer["forecast"]["peak_bytes"])
+    assert 0 < measured["peak_bytes"] <= 1.05 * budget_bytes
     assert "measured peak" in picture.with_suffix(".svg").read_text()
     assert main(asked) == 0
     assert "measured     peak" in capsys.readouterr().out
+
+
+def test_the_plan_is_the_one_that_a_session_begins_with(program: str) -> None:
+    parts = runpy.run_path(program)["build"]()
+    trace = tensile.trace(*parts)
+    found = preview(trace, "60%")["plan"]
+    with tensile.Session(*parts[1:3], "60%") as session:
+        session.prepare(parts[0], parts[3])
+        assert session.stats().budget_bytes == found["budget_bytes"]
+        (schedule,) = session._adoption.schedules
+        assert schedule.plan.peak_bytes == found["peak_bytes"]
+        assert schedule.plan.budget_bytes == found["budget_bytes"] - found["spared_bytes"]
+
+
+def test_the_floor_that_is_shown_is_the_least_that_is_planned_and_trained_with(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["forecast", program, "--json"]) == 0
+    floor = json.loads(capsys.readouterr().out)["forecast"]["floor_bytes"]
+    assert main(["plan", program, "--budget", str(floor), "--steps", "1"]) == 0
+    shown = re.search(r"floor +(.*) is the least budget", capsys.readouterr().out)
+    assert shown is not None
+    assert main(["plan", program, "--budget", shown[1]]) == 0
+    for steps in ("0", "1"):
+        assert main(["plan", program, "--budget", str(floor - 1), "--steps", steps]) == 2
+        assert f"below the floor of {floor} bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("nowhere/step.png", "there is no folder"),
+        ("step.pdf", "must end in .png or .svg"),
+        ("folder.png", "is a folder"),
+        ("folder", "is a folder"),
+        ("other", "is a folder"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, said: str
+) -> None:
+    for name in ("folder", "folder.png", "other.svg"):
+        (tmp_path / name).mkdir()
+    program = tmp_path / "program.py"
+    program.write_text("raise OSError('this was run')")
+    asked = ["plan", str(program), "--budget", "60%", "--picture", str(tmp_path / place)]
+    assert main(asked) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --picture {tmp_path / place}  ")
+    assert said in error
+
+
+@given(size_bytes=st.integers(1, 2**45))
+def test_a_size_that_is_said_to_be_enough_is_enough(size_bytes: int) -> None:
+    enough = budget_bytes(at_least(size_bytes))
+    assert enough is not None
+    assert size_bytes <= enough <= 1.1 * size_bytes + 1
 
 
 def test_a_forecast_is_told_in_lines(program: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +157,14 @@ def test_a_file_that_cannot_be_used_is_named_with_its_cause(
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"), [("1KiB", "below the floor"), ("a lot", "is no size"), ("0%", "is no size")]
+    ("budget", "said"),
+    [
+        ("1KiB", "below the floor"),
+        ("a lot", "is no size"),
+        ("0%", "is no size"),
+        ("101%", "is no size"),
+        ("1.5", "is no size"),
+    ],
 )
 def test_a_budget_that_cannot_be_kept_is_refused(
     program: str, capsys: pytest.CaptureFixture[str], budget: str, said: str

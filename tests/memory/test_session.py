@@ -58,6 +58,8 @@ def run(training: Training, steps: int, session: Session | None = None) -> None:
         (None, None),
         (0.5, 500),
         (1.0, 1000),
+        ("60%", 600),
+        (" 12.5 % ", 125),
     ],
 )
 def test_budgets_are_bytes_texts_or_shares(given: Any, expected: int | None) -> None:
@@ -71,17 +73,22 @@ def test_sizes_are_written_for_people() -> None:
     ]
 
 
-@pytest.mark.parametrize("given", ["", "1.2 GiBs", "-3MB", "lots", 0, -5, 0.0, 1.5, True, [1], "0"])
+@pytest.mark.parametrize(
+    "given", ["", "1.2 GiBs", "-3MB", "lots", 0, -5, 0.0, 1.5, True, [1], "0", "1.5", "0%", "101%"]
+)
 def test_what_is_no_size_is_refused_with_examples(given: Any, tmp_path: Path) -> None:
     training = perceptron()
     with pytest.raises(BudgetError, match=r"is no size; write bytes \(1200000000\)"):
         tight(training, tmp_path, budget=given)
 
 
-def test_a_share_of_a_peak_that_was_not_forecast_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.5, "50%"])
+def test_a_share_of_a_peak_that_was_not_forecast_is_refused(
+    share: float | str, tmp_path: Path
+) -> None:
     training = perceptron()
     with (
-        tight(training, tmp_path, budget=0.5) as session,
+        tight(training, tmp_path, budget=share) as session,
         pytest.raises(BudgetError, match=r"call session.prepare\(train_step, batch\) first"),
         session.step(),
     ):

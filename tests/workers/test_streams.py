@@ -6,7 +6,9 @@ import itertools
 import threading
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,3 +132,43 @@ def test_data_smaller_than_a_batch_is_refused_with_the_numbers() -> None:
         stream(7, 8)
     with pytest.raises(UserError, match="8 samples does not split into 3 equal parts"):
         stream(70, 8, accumulate=3)
+
+
+class Blocks:
+    """Batches with a tensor, the same once more, and an array."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def batch(self, draws: Sequence[Draw]) -> dict[str, object]:
+        samples = torch.zeros(len(draws), 10)
+        return {"x": samples, "again": (samples,), "y": np.zeros(len(draws), np.int64), "n": 3}
+
+
+@pytest.mark.parametrize(("prefetch", "held_bytes"), [(False, 0), (True, 4 * (40 + 8))])
+def test_a_stream_holds_one_micro_batch_ahead_if_it_prefetches(
+    prefetch: bool, held_bytes: int
+) -> None:
+    drawn = Stream(
+        "a", Feed(source=Blocks(), batch_size=8, prefetch=prefetch), seed=0, accumulate=2
+    )
+    assert drawn.ahead_bytes() == 0
+    next(drawn)
+    assert drawn.ahead_bytes() == held_bytes
+    drawn.close()
+    assert drawn.ahead_bytes() == 0
+
+
+def test_a_batch_that_could_not_be_prepared_holds_nothing_and_is_told_in_its_turn() -> None:
+    class Breaking(Blocks):
+        def batch(self, draws: Sequence[Draw]) -> dict[str, object]:
+            if any(draw.epoch for draw in draws):
+                raise OSError("the disk is gone")
+            return super().batch(draws)
+
+    drawn = Stream("a", Feed(source=Breaking(), batch_size=64, prefetch=True), seed=0)
+    next(drawn)
+    assert drawn.ahead_bytes() == 0
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(drawn)
+    drawn.close()

@@ -68,16 +68,18 @@ class MemoryPolicy:
                 dict(models), list(optimizers.values()), self._limit_bytes, device, lease=lease
             )
 
-    def prepare(self, train_step: Callable[[Batch], object], batch: Batch) -> None:
-        """Plan before the first step; on a device that is shared, wait until there is room for the
-        least that a plan takes. Raises UserError for a budget that no plan keeps, and OutOfMemory
-        for a device that will never have that room.
+    def prepare(
+        self, train_step: Callable[[Batch], object], batch: Batch, beside_bytes: int = 0
+    ) -> None:
+        """Plan before the first step of a loop that holds `beside_bytes` more; on a device that is
+        shared, wait until there is room for the least that a plan takes. Raises UserError for a
+        budget that no plan keeps, and OutOfMemory for a device that will never have that room.
         """
         session = self._session
         if session is None:
             return
         with _refused():
-            session.prepare(train_step, batch)
+            session.prepare(train_step, batch, beside_bytes=beside_bytes)
             forecast = session.forecast
             if forecast is None:
                 return

@@ -48,6 +48,11 @@ class OptimizerStep:
             ]
         return self._drawn
 
+    def ahead_bytes(self) -> int:
+        """What the streams hold while a step is taken, beside its own batches."""
+        self.drawn()
+        return sum(stream.ahead_bytes() for stream in self.streams.values())
+
     def take(self, batches: Batches) -> None:
         """Forward and backward on each micro-batch, then one update. All have the same size."""
         self.precision.begin()

@@ -29,14 +29,15 @@ from dovetail_workers.optimizer_step import OptimizerStep
 from dovetail_workers.process_tree import die_with_parent
 from dovetail_workers.random_state import seed_everything
 from dovetail_workers.train import workload_context
+from tensile.picture_files import PictureError
 from tensile.preview import preview
 from tensile.trial import trial
 
 
 @contextmanager
-def step_of(spec: JobSpec, workdir: Path | None) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """One training step of a family's job, as `tensile.trace` takes it. Raises UserError where
-    there is none.
+def step_of(spec: JobSpec, workdir: Path | None) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """One training step of a family's job, as `tensile.trace` takes it, and the bytes that its loop
+    holds beside it. Raises UserError where there is none.
     """
     if spec.family is None or spec.train is None:
         raise UserError(f"job {spec.name}: is a script; only a family's step can be foreseen")
@@ -49,12 +50,13 @@ def step_of(spec: JobSpec, workdir: Path | None) -> Iterator[tuple[Any, Any, Any
         workload = build(params, context)
         step = OptimizerStep(workload, context)
         try:
-            yield (
+            parts = (
                 step.take,
                 {name: member.module for name, member in workload.models.items()},
                 list(workload.optimizers.values()),
                 step.drawn(),
             )
+            yield parts, step.ahead_bytes()
         finally:
             step.close()
 
@@ -64,15 +66,16 @@ def rehearse(request: dict[str, Any]) -> dict[str, Any]:
     spec = JobSpec.model_validate(request["spec"])
     picture = Path(request["picture"]) if request.get("picture") else None
     steps = request.get("steps") or 0
-    with step_of(spec, Path(request["workdir"]) if request.get("workdir") else None) as parts:
+    workdir = Path(request["workdir"]) if request.get("workdir") else None
+    with step_of(spec, workdir) as (parts, beside_bytes):
         try:
-            trace = tensile.trace(*parts)
-            measure = partial(trial, *parts, steps=steps) if steps else None
+            trace = tensile.trace(*parts, beside_bytes=beside_bytes)
+            measure = partial(trial, *parts, steps=steps, beside_bytes=beside_bytes)
             return preview(
                 trace,
                 request.get("budget"),
                 picture,
-                trial=None if measure is None else lambda limit: measure(budget_bytes=limit),
+                trial=(lambda limit: measure(budget_bytes=limit)) if steps else None,
                 profile=bool(request.get("profile")),
             )
         except tensile.TraceError as error:
@@ -81,6 +84,8 @@ def rehearse(request: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"memory.budget: {request['budget']}  {error}") from None
         except tensile.TierError as error:
             raise UserError(str(error)) from None
+        except PictureError as error:
+            raise UserError(f"--picture {error}") from None
 
 
 def main() -> int:

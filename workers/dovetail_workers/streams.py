@@ -13,6 +13,8 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch.utils._pytree import tree_leaves
 
 from dovetail_jobs.errors import UserError
 from dovetail_jobs.workload import Draw, Feed
@@ -69,6 +71,12 @@ class Stream:
         self._drop_ahead()
         self._given = state["given"]
 
+    def ahead_bytes(self) -> int:
+        """Of the micro-batch that is prepared ahead, once it is there; 0 where none is."""
+        if self._ahead is None or self._ahead.cancelled():
+            return 0
+        return 0 if self._ahead.exception() else _held_bytes(self._ahead.result())
+
     def close(self) -> None:
         """End the thread; what it prepares is dropped."""
         self._drop_ahead()
@@ -94,3 +102,9 @@ class Stream:
         indices = self._order[1][start : start + self._micro_batch]
         stream_seed = self._words[0] << 32 | self._words[1]
         return [Draw(index=int(i), epoch=epoch, stream_seed=stream_seed) for i in indices]
+
+
+def _held_bytes(batch: Any) -> int:
+    """Of a batch's tensors and arrays, each once."""
+    leaves = {id(leaf): leaf for leaf in tree_leaves(batch)}.values()
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor | np.ndarray))

@@ -170,7 +170,7 @@ class _Run:
         assert self._memory is not None
         step, memory = self._optimizer_step, self._memory
         if step.done < step.steps:
-            memory.prepare(step.take, step.drawn())
+            memory.prepare(step.take, step.drawn(), step.ahead_bytes())
         self._report(memory.used())
         self._tell_start()
         began_s, began_step = time.monotonic(), step.done

@@ -11,7 +11,8 @@ import typer
 
 from dovetail.cli.options import AsJson
 from dovetail.cli.output import Json, print_facts, print_json, say
-from dovetail_jobs.units import format_bytes
+from dovetail_jobs.errors import UserError
+from dovetail_jobs.units import at_least, format_bytes
 
 if TYPE_CHECKING:
     from dovetail_jobs.spec import JobSpec
@@ -55,6 +56,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Plan a training step under a budget: what moves, and what it costs."""
+    if picture is not None:
+        _check_picture(picture)
     answer = _rehearse(file, changes, budget=budget, picture=picture, steps=steps)
     if as_json:
         print_json(answer)
@@ -66,7 +69,11 @@ def plan(
         [
             *forecast_facts(answer["forecast"]),
             ("budget", format_bytes(found["budget_bytes"])),
-            ("planned", f"peak {format_bytes(found['peak_bytes'])}"),
+            (
+                "planned",
+                f"peak {format_bytes(found['peak_bytes'])}, and "
+                f"{format_bytes(found['spared_bytes'])} left free",
+            ),
             ("by", f"{moves}, {found['recomputations']} recomputations"),
             ("step", f"{found['step_s']:.3g} s by estimate, {stall}"),
             *_measured(answer.get("measured")),
@@ -86,7 +93,7 @@ def forecast_facts(found: Json) -> list[tuple[str, str]]:
     return [
         ("forecast", f"peak {format_bytes(found['peak_bytes'])} (± {margin})"),
         ("at the peak", classes),
-        ("floor", f"{format_bytes(found['floor_bytes'])} is the least that a plan can keep"),
+        ("floor", f"{at_least(found['floor_bytes'])} is the least that a plan can keep"),
     ]
 
 
@@ -97,6 +104,16 @@ def _measured(found: Json | None) -> list[tuple[str, str]]:
     return [
         ("measured", f"peak {peak}, {found['step_s']:.3g} s for a step, {moved} out in each"),
     ]
+
+
+def _check_picture(picture: Path) -> None:
+    """Before the work. Raises UserError."""
+    from tensile.picture_files import PictureError, picture_files
+
+    try:
+        picture_files(picture)
+    except PictureError as error:
+        raise UserError(f"--picture {error}") from None
 
 
 def _rehearse(file: Path, changes: list[str] | None, **asked: Any) -> Json:

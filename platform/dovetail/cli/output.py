@@ -59,3 +59,8 @@ def words(reason: str | None) -> str:
 def number(value: float) -> str:
     """A metric or a speed in a few digits."""
     return f"{value:.5g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a few digits; from a minute on as `3m05s`."""
+    return f"{seconds:.3g}s" if seconds < 60 else format_seconds(seconds)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovetail.cli.code import PackedCode, packed_code
+from dovetail.cli.job_facts import CODE_DIGITS
 from dovetail.cli.job_files import job_files
-from dovetail.cli.jobs import CODE_DIGITS
 from dovetail.cli.memory import forecast_facts
 from dovetail.cli.options import AsJson, connect, connect_again
 from dovetail.cli.output import Json, number, print_facts, print_json, say
 from dovetail_jobs.errors import SpecError, Unreachable, UserError
+from dovetail_jobs.memory_terms import above_reserved
 from dovetail_jobs.units import format_bytes
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def submit(
         if dry_run:
             _plan(client, specs, codes, as_json)
             return
+        for spec in specs:
+            _warn(spec)
         jobs = [_submit(client, spec, code, key) for spec, code in zip(specs, codes, strict=True)]
     if not (follow or wait):
         _acknowledge(jobs, as_json)
@@ -130,6 +133,13 @@ def _plan(client: Client, specs: list[Json], codes: list[PackedCode | None], as_
             for name, text in forecast_facts(forecast):
                 print(f"# {name}: {text}")
         print(yaml.safe_dump(plan["spec"], sort_keys=False, allow_unicode=True), end="")
+
+
+def _warn(spec: Json) -> None:
+    """Of what is known without a forecast; `--dry-run` and the story say the rest."""
+    above = above_reserved(spec["memory"]["budget"], spec["resources"]["memory"])
+    if above is not None:
+        say(f"warning: {spec['name']}: {above}")
 
 
 def _submit(client: Client, spec: Json, code: PackedCode | None, key: str | None) -> Json:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dovetail.scheduler.view import Sharing
+from dovetail_jobs.memory_terms import above_reserved
 from dovetail_jobs.spec import JobSpec
 from dovetail_jobs.units import format_bytes
 from tensile.coordinator import Profile, declared
@@ -136,7 +137,7 @@ def on_terms(offered: Sharing, cap_bytes: int | None, alone: bool) -> Sharing:
 def warnings(spec: JobSpec, found: Foreseen) -> tuple[str, ...]:
     """What the user should know: that the job cannot share, that an earlier one took more than was
     foreseen, where that decides who it shares a device with, that less is reserved than it will
-    want.
+    want, or than its budget.
     """
     said = []
     if spec.script is not None:
@@ -147,6 +148,10 @@ def warnings(spec: JobSpec, found: Foreseen) -> tuple[str, ...]:
         said.append(more)
     if (short := _short(spec, found)) is not None:
         said.append(short)
+    traced_bytes = found.traced_bytes or found.peak_bytes
+    above = above_reserved(spec.memory.budget, spec.resources.memory, traced_bytes)
+    if above is not None:
+        said.append(above)
     return tuple(said)
 
 
