@@ -53,10 +53,19 @@ class Handle:
 
 
 class SavedTensors:
-    """The pair of hooks and the slots of the current step."""
+    """The pair of hooks and the slots of the current step. `foreign` gives a real tensor, which
+    autograd saves before any operator has seen it, its fake one.
+    """
 
-    def __init__(self, lives: Lives, mode: FakeTensorMode, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        lives: Lives,
+        mode: FakeTensorMode,
+        foreign: Callable[[torch.Tensor], torch.Tensor],
+        emit: Callable[[Event], None],
+    ) -> None:
         self.slots: list[Saved] = []
+        self._foreign = foreign
         self._lives = lives
         self._mode = mode
         self._emit = emit
@@ -68,16 +77,17 @@ class SavedTensors:
         self._open = {}
 
     def pack(self, tensor: torch.Tensor) -> object:
-        if not isinstance(tensor, FakeTensor) or tensor.layout != torch.strided:
+        if tensor.layout != torch.strided:
             return tensor
-        life = self._lives.made(tensor, self._lives.position)
+        version = tensor._version  # of the real one too: it follows what autograd does to it
+        fake = tensor if isinstance(tensor, FakeTensor) else self._foreign(tensor)
+        life = self._lives.made(fake, self._lives.position)
         if life.kind in PASSED:
-            return tensor
-        key = (life, tensor._version)
-        saved = self._open.get(key)
+            return fake
+        saved = self._open.get((life, version))
         if saved is None:
-            saved = self._open[key] = self._save(life, tensor._version)
-        return Handle(saved, tensor, self._release)
+            saved = self._open[life, version] = self._save(life, version)
+        return Handle(saved, fake, self._release)
 
     def unpack(self, packed: object) -> torch.Tensor:
         if not isinstance(packed, Handle):

@@ -76,7 +76,7 @@ class _Tracing:
             for name, tensor in (*self._parameters.items(), *self._buffers.items())
         }
         self._recorder = Recorder(self._lives, self._mode, self._foreign)
-        self._saved = SavedTensors(self._lives, self._mode, self._events.append)
+        self._saved = SavedTensors(self._lives, self._mode, self._foreign, self._events.append)
         named = {module: name for name, module in reversed(names.modules(model).items())}
         self._calls = Calls(named, self._lives, self._events.append)
 
@@ -94,6 +94,8 @@ class _Tracing:
                 leaf for leaf in tree_leaves(fake_batch) if isinstance(leaf, FakeTensor)
             ):
                 self._name(leaf, Kind.INPUT, f"input:{number}")
+            for fake in self._fakes.brought:
+                self._name_brought(fake)
             for name, parameter in self._parameters.items():
                 self._watch_gradient(name, self._fakes.of(parameter))
             for number, each in enumerate(self._optimizers):
@@ -173,14 +175,18 @@ class _Tracing:
         return self._managed.get(tensor.untyped_storage()._cdata)
 
     def _foreign(self, tensor: Tensor) -> Tensor:
-        """A real tensor that the step brought along: a constant, a mask, an average of weights."""
+        """A real tensor that the step got hold of where nobody looked for it."""
         refuse_real(self._managed_name(tensor))
         fake = self._fakes.of(tensor)
-        if self._lives.find(fake) is None:
+        self._name_brought(fake)
+        return fake
+
+    def _name_brought(self, fake: Tensor) -> None:
+        """What the step brought along: a constant, a mask, an average of weights."""
+        if fake.layout == torch.strided and self._lives.find(fake) is None:
             life = self._lives.found(fake)
             life.kind, life.name = Kind.INPUT, f"input:captured.{len(self._outside)}"
             self._outside.append(life)
-        return fake
 
     # moments
 
@@ -241,9 +247,9 @@ class _Tracing:
 
     def _finished(self, fingerprint: str, piece_names: tuple[tuple[str, ...], ...]) -> Trace:
         count = self._lives.position
-        accessed = {life for _, life, _ in self._recorder.accesses}
-        lives = [life for life in self._lives if life not in self._outside or life in accessed]
         slots = self._saved.slots
+        used = {life for _, life, _ in self._recorder.accesses} | {slot.life for slot in slots}
+        lives = [life for life in self._lives if life not in self._outside or life in used]
         for saved in reversed(slots):  # the first slot of a storage gives it its name
             if saved.life.kind in (Kind.TEMPORARY, Kind.ACTIVATION):
                 saved.life.kind, saved.life.name = Kind.ACTIVATION, f"activation:{saved.number}"
