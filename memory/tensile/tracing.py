@@ -22,6 +22,7 @@ from tensile.calls import Calls
 from tensile.chunks import Chunk, chunks, is_chunkable, narrowed
 from tensile.fakes import Fakes, exchanged
 from tensile.frontend import Frontend, refuse_real
+from tensile.held_generators import held_generators
 from tensile.lives import Life, Lives
 from tensile.names import Models, Optimizers
 from tensile.randomness import undisturbed
@@ -43,15 +44,16 @@ def trace(
     sequence, `batch` any pytree. Optimizers run in the chunks of `tensile.chunks`.
 
     Afterwards parameters, buffers, gradients, optimizer state, training flags and the generators of
-    Python, NumPy and torch are bit for bit as before, also when the step raises. So are the step's
-    captured variables, the contents of captured lists and dictionaries, and captured schedulers and
-    scalers. Whatever else the step does to Python objects does happen, twice: an object's own
-    counter counts. What it prints is dropped. Numbers that it reads from tensors are 1.
+    Python, NumPy and torch are bit for bit as before, also when the step raises. So are generators
+    that the step holds itself (`held_generators.py` says which are found), its captured variables,
+    the contents of captured lists and dictionaries, and captured schedulers and scalers. Whatever
+    else the step does to Python objects does happen, twice: an object's own counter counts. What it
+    prints is dropped. Numbers that it reads from tensors are 1.
 
     Raises TraceError for a step that fails so: it branches on a tensor's value, uses an operator
     without a fake kernel, or gets at a parameter by a way that is not known here.
     """
-    with undisturbed():
+    with undisturbed(held_generators(train_step, *names.modules(model).values())):
         return _Tracing(train_step, model, optimizer).run(batch)
 
 
