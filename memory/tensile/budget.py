@@ -1,4 +1,6 @@
-"""A budget as people write it: bytes, a text such as `1.2GiB`, or a share of the forecast peak."""
+"""A budget as people write it: bytes, a text such as `1.2GiB`, or a share of the forecast peak (0.6
+or `60%`).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,8 @@ _UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+_LEAST_BYTES = 2**10  # of a text without a unit: "1.5" was meant to be something else
+_SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -25,8 +29,22 @@ class BudgetError(ValueError):
     """A budget that is no size; the message shows what was given and what can be written."""
 
 
+def share_of(budget: Budget) -> float | None:
+    """The share of the forecast peak that is asked for; None for anything else.
+
+    Raises BudgetError for a share outside of (0, 1], also in per cent.
+    """
+    share = budget if isinstance(budget, float) else None
+    if isinstance(budget, str) and (match := _SHARE.fullmatch(budget)):
+        share = float(match[1]) / 100
+    if share is not None and not 0 < share <= 1:
+        raise BudgetError(_refusal(budget))
+    return share
+
+
 def budget_bytes(budget: Budget, peak_bytes: int | None = None) -> int | None:
-    """`budget` in bytes; None for none. A float in (0, 1] is a share of `peak_bytes`.
+    """`budget` in bytes; None for none. A float in (0, 1], or a text in per cent,
+    is a share of `peak_bytes`.
 
     Raises BudgetError for what is no size, and for a share where no peak is known.
     """
@@ -34,20 +52,19 @@ def budget_bytes(budget: Budget, peak_bytes: int | None = None) -> int | None:
         return None
     if isinstance(budget, bool) or not isinstance(budget, (int, float, str)):
         raise BudgetError(_refusal(budget))
-    if isinstance(budget, str):
-        return _text_bytes(budget)
-    if isinstance(budget, int):
+    share = share_of(budget)
+    if share is None:
+        if isinstance(budget, str):
+            return _text_bytes(budget)
         if budget <= 0:
             raise BudgetError(_refusal(budget))
-        return budget
-    if not 0 < budget <= 1:
-        raise BudgetError(_refusal(budget))
+        return int(budget)
     if peak_bytes is None:
         raise BudgetError(
             f"budget {budget} is a share of the forecast peak, and no peak was forecast yet; "
             "call session.prepare(train_step, batch) first, or give bytes"
         )
-    return int(budget * peak_bytes)
+    return int(share * peak_bytes)
 
 
 def format_bytes(size_bytes: int) -> str:
@@ -64,11 +81,16 @@ def _text_bytes(text: str) -> int:
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or (size_bytes := int(float(match[1]) * unit)) <= 0:
         raise BudgetError(_refusal(text))
+    if not match[2] and size_bytes < _LEAST_BYTES:
+        raise BudgetError(
+            f"budget {text!r} has no unit and would be {size_bytes} bytes, which nothing fits; "
+            f"write '{text.strip()}GiB', or a share of the forecast peak (0.6 or '60%')"
+        )
     return size_bytes
 
 
 def _refusal(budget: object) -> str:
     return (
         f"budget {budget!r} is no size; write bytes (1200000000), a text ('1.2GiB', '800MB'), "
-        "a share of the forecast peak (0.6), or None for no limit"
+        "a share of the forecast peak (0.6 or '60%'), or None for no limit"
     )

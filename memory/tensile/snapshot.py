@@ -69,6 +69,12 @@ class Snapshot:
         self._buffers: list[_Buffer] = []
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}  # by id, with the buffer itself
 
+    def take_in(self, parameters: Iterable[nn.Parameter]) -> None:
+        """More of them, which an optimizer got since."""
+        self._parameters += tuple(parameters)
+        self._versions += [_version(parameter) for parameter in parameters]
+        self._gradients += [_watched(parameter.grad) for parameter in parameters]
+
     def take(self, step: object = None) -> None:
         """Now, before `step`. Takes well below a millisecond for some hundred tensors. The step's
         own generators are looked for when it is another than before.
