@@ -25,6 +25,7 @@ class Saved:
     life: Life
     version: int
     packed: int
+    shown_bytes: int
     alone: int | None = None
     unpacks: list[int] = field(default_factory=list)
     released: int | None = None
@@ -86,7 +87,7 @@ class SavedTensors:
             return fake
         saved = self._open.get((life, version))
         if saved is None:
-            saved = self._open[life, version] = self._save(life, version)
+            saved = self._open[life, version] = self._save(life, version, fake)
         return Handle(saved, fake, self._release)
 
     def unpack(self, packed: object) -> torch.Tensor:
@@ -106,9 +107,15 @@ class SavedTensors:
             meta.set_(storage, packed.offset, packed.size, packed.stride)
         return FakeTensor(self._mode, meta, packed.device)
 
-    def _save(self, life: Life, version: int) -> Saved:
+    def _save(self, life: Life, version: int, tensor: torch.Tensor) -> Saved:
         position = self._lives.position
-        saved = Saved(number=len(self.slots), life=life, version=version, packed=position)
+        saved = Saved(
+            number=len(self.slots),
+            life=life,
+            version=version,
+            packed=position,
+            shown_bytes=tensor.nbytes,
+        )
         self.slots.append(saved)
         self._lives.hold(life)
         life.listeners.append(lambda: self._left_alone(saved))

@@ -291,6 +291,7 @@ class _Tracing:
                     alone=saved.alone,
                     unpacks=tuple(saved.unpacks),
                     released=count + 1 if saved.released is None else saved.released,
+                    shown_bytes=saved.shown_bytes,
                 )
                 for saved in slots
             ),
