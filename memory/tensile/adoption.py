@@ -20,7 +20,7 @@ from tensile.costs import Costs
 from tensile.execution import Execution
 from tensile.forecasting import Forecast
 from tensile.gauge import Gauge
-from tensile.lower_tier import LowerTier
+from tensile.lower_tier import LowerTier, TierError
 from tensile.planning import Planning
 from tensile.recorded_calls import RecordedCalls
 from tensile.residency import Residency
@@ -67,6 +67,11 @@ class Adoption:
         """The least budget that every kind of step has a plan for."""
         floors = (p.forecast.floor_bytes for p in self._plannings.values() if not p.is_observed)
         return max(floors, default=0)
+
+    @property
+    def known_floor_bytes(self) -> int:
+        """The same, of those that were only observed too."""
+        return max((p.forecast.floor_bytes for p in self._plannings.values()), default=0)
 
     @property
     def costs(self) -> Costs | None:
@@ -130,7 +135,7 @@ class Adoption:
         if limit_bytes is not None:
             with self.aside(leaves_cycles=False):
                 for signature, planning in self._plannings.items():
-                    schedules[signature] = _scheduled(planning, limit_bytes)
+                    schedules[signature] = self._scheduled(planning, limit_bytes)
             for schedule in schedules.values():
                 self._tier.require_room(schedule.lower_bytes)
         self._schedules = schedules
@@ -142,7 +147,7 @@ class Adoption:
     def adopt(self, planning: Planning, limit_bytes: int) -> None:
         """Its kind of step is known, planned and followed from here on. Raises TierError."""
         with self.aside(leaves_cycles=False):
-            schedule = _scheduled(planning, limit_bytes)
+            schedule = self._scheduled(planning, limit_bytes)
         self.add(planning)
         self.follow(schedule)
 
@@ -167,9 +172,14 @@ class Adoption:
         """Between two steps: what was planned in the background since."""
         for signature, planning in self._plannings.items():
             better = planning.better()
-            if better is not None and signature in self._schedules:
+            if better is None or signature not in self._schedules:
+                continue
+            try:
                 self.follow(better)
-                self._counters.replans += 1
+            except TierError as error:  # the one that is followed has its room
+                self._counters.note(f"a better plan was not followed: {error}")
+                continue
+            self._counters.replans += 1
 
     def follow(self, schedule: Schedule) -> None:
         """This one from the next step on, for its kind of step. Raises TierError without room."""
@@ -192,6 +202,16 @@ class Adoption:
         if planning is not None:
             planning.close()
 
+    def _scheduled(self, planning: Planning, limit_bytes: int) -> Schedule:
+        """A step in the middle of training is not refused: below its floor it has the floor's plan,
+        and what that leaves over the budget finds room as without a plan. It is said.
+        """
+        floor_bytes = planning.forecast.floor_bytes
+        if planning.is_observed and limit_bytes < floor_bytes:
+            self._counters.note(f"the budget is not kept. {planning.refusal(limit_bytes)}")
+            limit_bytes = floor_bytes
+        return planning.schedule(limit_bytes)
+
     def _record_calls(self) -> None:
         if self._execution.calls is not None:
             self._execution.calls.remove()
@@ -213,15 +233,6 @@ class Adoption:
                 self._residency.evict(name)
         freed_memory.trim()  # they were in the heap
         self._execution.bring_back(n for n in sorted(self._residency.away()) if n not in away)
-
-
-def _scheduled(planning: Planning, limit_bytes: int) -> Schedule:
-    """A step in the middle of training is not refused: below its floor it has the floor's plan, and
-    what that leaves over the budget finds room as without a plan.
-    """
-    if planning.is_observed:
-        limit_bytes = max(limit_bytes, planning.forecast.floor_bytes)
-    return planning.schedule(limit_bytes)
 
 
 def _be_nice() -> None:

@@ -1,5 +1,5 @@
-"""A budget as people write it: bytes, a text such as `1.2GiB`, or a share of the forecast peak,
-`0.6` or `60%`.
+"""A budget as people write it: bytes, a text such as `1.2GiB`, or a share of the forecast peak (0.6
+or `60%`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,30 @@ _UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+_LEAST_BYTES = 2**10  # of a text without a unit: "1.5" was meant to be something else
+_SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
-_PERCENTAGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
 
 class BudgetError(ValueError):
     """A budget that is no size; the message shows what was given and what can be written."""
 
 
+def share_of(budget: Budget) -> float | None:
+    """The share of the forecast peak that is asked for; None for anything else.
+
+    Raises BudgetError for a share outside of (0, 1], also in per cent.
+    """
+    share = budget if isinstance(budget, float) else None
+    if isinstance(budget, str) and (match := _SHARE.fullmatch(budget)):
+        share = float(match[1]) / 100
+    if share is not None and not 0 < share <= 1:
+        raise BudgetError(_refusal(budget))
+    return share
+
+
 def budget_bytes(budget: Budget, peak_bytes: int | None = None) -> int | None:
-    """`budget` in bytes; None for none. A float in (0, 1], or a percentage as text, is a share of
+    """`budget` in bytes; None for none. A float in (0, 1], or a text in per cent, is a share of
     `peak_bytes`.
 
     Raises BudgetError for what is no size, and for a share where no peak is known.
@@ -39,25 +53,19 @@ def budget_bytes(budget: Budget, peak_bytes: int | None = None) -> int | None:
         return None
     if isinstance(budget, bool) or not isinstance(budget, (int, float, str)):
         raise BudgetError(_refusal(budget))
-    share = _share(budget)
+    share = share_of(budget)
     if share is None:
-        size_bytes = budget if isinstance(budget, int) else _text_bytes(str(budget))
-        if size_bytes <= 0:
+        if isinstance(budget, str):
+            return _text_bytes(budget)
+        if budget <= 0:
             raise BudgetError(_refusal(budget))
-        return size_bytes
-    if not 0 < share <= 1:
-        raise BudgetError(_refusal(budget))
+        return int(budget)
     if peak_bytes is None:
         raise BudgetError(
             f"budget {budget} is a share of the forecast peak, and no peak was forecast yet; "
             "call session.prepare(train_step, batch) first, or give bytes"
         )
     return int(share * peak_bytes)
-
-
-def is_share(budget: Budget) -> bool:
-    """Whether only a forecast peak says how many bytes it is."""
-    return _share(budget) is not None
 
 
 def format_bytes(size_bytes: int) -> str:
@@ -76,24 +84,21 @@ def at_least(size_bytes: int) -> str:
     return format_bytes(-(-tenths * unit // 10))
 
 
-def _share(budget: Budget) -> float | None:
-    if isinstance(budget, float):
-        return budget
-    match = _PERCENTAGE.fullmatch(budget) if isinstance(budget, str) else None
-    return None if match is None else float(match[1]) / 100
-
-
 def _text_bytes(text: str) -> int:
-    """A fraction needs a unit: nobody means a part of a byte."""
     match = _SIZE.fullmatch(text)
     unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or (unit == 1 and "." in match[1]):
+    if match is None or unit is None or (size_bytes := int(float(match[1]) * unit)) <= 0:
         raise BudgetError(_refusal(text))
-    return int(float(match[1]) * unit)
+    if not match[2] and size_bytes < _LEAST_BYTES:
+        raise BudgetError(
+            f"budget {text!r} has no unit and would be {size_bytes} bytes, which nothing fits; "
+            f"write '{text.strip()}GiB', or a share of the forecast peak (0.6 or '60%')"
+        )
+    return size_bytes
 
 
 def _refusal(budget: object) -> str:
     return (
         f"budget {budget!r} is no size; write bytes (1200000000), a text ('1.2GiB', '800MB'), "
-        "a share of the forecast peak (0.6, '60%'), or None for no limit"
+        "a share of the forecast peak (0.6 or '60%'), or None for no limit"
     )

@@ -5,7 +5,7 @@ less since other jobs are on the device.
 from __future__ import annotations
 
 from tensile.adoption import Adoption
-from tensile.budget import Budget, BudgetError, budget_bytes, is_share
+from tensile.budget import Budget, BudgetError, budget_bytes, share_of
 from tensile.cpu_device import CpuDevice
 from tensile.lower_tier import TierError
 from tensile.peaks import Peaks
@@ -52,7 +52,7 @@ class BudgetInForce:
 
     def do_without_forecast(self, why: str) -> None:
         """Raises BudgetError where only a forecast would say what the budget is."""
-        if is_share(self._asked) and self._adoption.forecast is None:
+        if share_of(self._asked) is not None and self._adoption.forecast is None:
             raise BudgetError(
                 f"budget {self._asked} is a share of the forecast peak, and the peak of this step "
                 f"cannot be foreseen ({why}); give bytes"

@@ -16,25 +16,28 @@ from torch.optim import Optimizer
 
 Undo = Callable[[], None]
 Replace = Callable[[Tensor], Tensor]
+_MANY = 1000  # items of a container that is a data set, of which a step uses a few
 
 
-def exchange(step: Callable[..., object], replace: Replace) -> list[Undo]:
-    """Puts `replace(tensor)` in place of every captured tensor, in lists and dictionaries too.
+def exchange(step: Callable[..., object], replace: Replace, known: Replace) -> list[Undo]:
+    """Puts `replace(tensor)` in place of every captured tensor, in lists and dictionaries too; in
+    those of more than a thousand items, `known(tensor)`.
 
     The returned calls, in reverse order, put everything back as it was: the variables themselves,
     the contents of lists, dictionaries, sets and queues, and the attributes of whatever offers
     `state_dict` and `load_state_dict` (learning-rate schedulers, gradient scalers). Modules and
     optimizers are left to their owner.
     """
-    walk = _Walk(replace)
+    walk = _Walk(replace, known)
     walk.function(step)
     return walk.undo
 
 
 class _Walk:
-    def __init__(self, replace: Replace) -> None:
+    def __init__(self, replace: Replace, known: Replace) -> None:
         self.undo: list[Undo] = []
         self._replace = replace
+        self._known = known
         self._seen: set[int] = set()
 
     def function(self, step: object) -> None:
@@ -124,12 +127,16 @@ class _Walk:
                 value.extend(before)
 
         self.undo.append(put_back)
+        replace = self._replace
+        if len(value) > _MANY:
+            self._replace = self._known
         if isinstance(value, dict):
             for key, item in list(value.items()):
                 value[key] = self.value(item)
         elif isinstance(value, list | deque):
             for index, item in enumerate(list(value)):
                 value[index] = self.value(item)
+        self._replace = replace
 
 
 def _belongs_to_user(function: Any) -> bool:

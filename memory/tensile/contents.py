@@ -58,13 +58,21 @@ class Content:
 
 class Slot:
     """A storage in one version: what the trace calls a slot. `handles` are the tensors saved so;
-    one that dies says so in `dead`.
+    one that dies says so in `dead`. `shown_bytes` are the first one's.
     """
 
-    __slots__ = ("content", "dead", "handles", "number", "version")
+    __slots__ = ("content", "dead", "handles", "number", "shown_bytes", "version")
 
-    def __init__(self, number: int, content: Content, version: int, dead: deque[Slot]) -> None:
+    def __init__(
+        self,
+        number: int,
+        content: Content,
+        version: int,
+        dead: deque[Slot],
+        shown_bytes: int | None = None,
+    ) -> None:
         self.dead = dead
+        self.shown_bytes = content.bytes if shown_bytes is None else shown_bytes
         self.number = number
         self.content = content
         self.version = version

@@ -21,7 +21,7 @@ from tensile.pressure import Pressure
 from tensile.recorded_calls import Again, RecordedCalls
 from tensile.residency import GRADIENT, STATE, Residency
 from tensile.saved_tensors import SavedTensors
-from tensile.schedule import Schedule
+from tensile.schedule import Fork, Schedule
 from tensile.sequence import Moment
 from tensile.stats import Counters
 
@@ -130,6 +130,11 @@ class Execution:
     def is_followed(self) -> bool:
         return self.schedule is not None and self.schedule.followed
 
+    @property
+    def fork(self) -> Fork | None:
+        """Where this step left its plan and all others; None where it did not."""
+        return None if self.schedule is None else self.schedule.fork
+
     # moments
 
     def moment(
@@ -138,6 +143,7 @@ class Execution:
         number: int = 0,
         name: str = "",
         size_bytes: int = 0,
+        shown_bytes: int = 0,
         *,
         needed: Iterable[str] = (),
         unmade_bytes: int = 0,
@@ -148,7 +154,7 @@ class Execution:
         if self.observation is not None:
             self._contents.settle()
             self.observation.see(moment, number, name)
-        index = self._index(moment, number, name, size_bytes)
+        index = self._index(moment, number, name, shown_bytes)
         self._pressure.distance = None if index is None else self._events_until
         if index is None:
             self._contents.settle()
@@ -227,14 +233,14 @@ class Execution:
 
     # what a plan wants
 
-    def _index(self, moment: Moment, number: int, name: str, size_bytes: int) -> int | None:
+    def _index(self, moment: Moment, number: int, name: str, shown_bytes: int) -> int | None:
         if not self.is_followed:
             return None
         assert self.schedule is not None
-        index = self.schedule.see(moment, number, name, size_bytes)
+        index = self.schedule.see(moment, number, name, shown_bytes)
         if index is None:
             expected = self.schedule.expected()
-            index = self._changed_over(self.schedule, moment, number, name, size_bytes)
+            index = self._changed_over(self.schedule, moment, number, name, shown_bytes)
             if index is None:
                 self._counters.deviations += 1
                 self._counters.note(
@@ -244,12 +250,12 @@ class Execution:
         return index
 
     def _changed_over(
-        self, left: Schedule, moment: Moment, number: int, name: str, size_bytes: int
+        self, left: Schedule, moment: Moment, number: int, name: str, shown_bytes: int
     ) -> int | None:
         """Follow another plan that had the same moments so far, and has this one too."""
         for other in self._others:
             other.take_over(left)
-            index = other.see(moment, number, name, size_bytes)
+            index = other.see(moment, number, name, shown_bytes)
             if index is not None:
                 self.schedule = other
                 self._waiting = other.away_at(index)
@@ -325,7 +331,8 @@ class Execution:
     def _packed(self, slot: Slot) -> None:
         if self._running:
             self._contents.add(slot.content)
-            self.moment(Moment.PACK, slot.number, size_bytes=slot.content.bytes)
+            size_bytes, shown_bytes = slot.content.bytes, slot.shown_bytes
+            self.moment(Moment.PACK, slot.number, size_bytes=size_bytes, shown_bytes=shown_bytes)
 
     def _unpacked(self, slot: Slot) -> None:
         if not self._running:

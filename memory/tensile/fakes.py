@@ -27,6 +27,7 @@ class Fakes:
         self._mode = mode
         self._fakes: dict[int, Tensor] = {}
         self._real: list[Tensor] = []  # held, so that no other tensor takes its id
+        self.brought: list[Tensor] = []  # those of tensors that the step brings along
 
     def of(self, tensor: Tensor) -> Tensor:
         fake = self._fakes.get(id(tensor))
@@ -53,6 +54,19 @@ class Fakes:
         """The fake of a tensor that has one already, otherwise the tensor itself."""
         return self._fakes.get(id(tensor), tensor)
 
+    def of_brought(self, tensor: Tensor) -> Tensor:
+        """The fake of a tensor that the step brings along, and may not use: one that has no fake
+        counterpart is left as it is.
+        """
+        fake = self._fakes.get(id(tensor))
+        if fake is None:
+            try:
+                fake = self.of(tensor)
+            except TraceError:
+                return tensor
+            self.brought.append(fake)
+        return fake
+
 
 @contextmanager
 def exchanged(
@@ -70,7 +84,7 @@ def exchanged(
             undo.append(_exchange_module(module, fakes))
         for each in optimizers(optimizer):
             undo.append(_exchange_optimizer(each, fakes))
-        undo += captured.exchange(step, fakes.known)
+        undo += captured.exchange(step, fakes.of_brought, fakes.known)
         yield
     finally:
         for put_back in reversed(undo):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from tensile.cpu_device import CpuDevice
 
@@ -34,11 +35,49 @@ def managed_device(
                 "and train that"
             )
     managed = CpuDevice(folder)
+    _refuse_foreign(managed, tensors)
+    return managed
+
+
+def refuse_unmanageable(
+    device: CpuDevice, new: Mapping[str, nn.Parameter], known: Mapping[str, nn.Parameter]
+) -> None:
+    """Raises SessionError for parameters that a session cannot take in beside those it knows."""
+    _refuse_foreign(device, new)
+    for name in new:
+        if name in known:
+            raise SessionError(
+                f"{name} is another parameter than when the session was made; close it, and make a "
+                "new one"
+            )
+
+
+def refuse_shared(
+    optimizers: Iterable[Optimizer],
+    parameters: Mapping[str, nn.Parameter],
+    others: Iterable[tuple[Iterable[Optimizer], Mapping[str, nn.Parameter]]],
+) -> None:
+    """Raises SessionError for what one of `others` has in hand: each would move it for itself."""
+    mine = {id(optimizer) for optimizer in optimizers}
+    for theirs, managed in others:
+        if any(id(optimizer) in mine for optimizer in theirs):
+            raise SessionError(
+                "this optimizer has a session already; close that one first, or use it"
+            )
+        taken = {id(parameter) for parameter in managed.values()}
+        name = next((name for name, each in parameters.items() if id(each) in taken), None)
+        if name is not None:
+            raise SessionError(
+                f"{name} has a session already; close that one first, or give one session all the "
+                "models and optimizers: Session({'a': ..., 'b': ...}, [first, second], ...)"
+            )
+
+
+def _refuse_foreign(managed: CpuDevice, tensors: Mapping[str, torch.Tensor]) -> None:
     foreign = managed.foreign(tensors)
     if foreign is not None:
         name, tensor = foreign
         raise SessionError(
-            f"{name} is on {tensor.device} and the session on {device}; move the model, or "
+            f"{name} is on {tensor.device} and the session on {managed.kind}; move the model, or "
             "name its device with device=..."
         )
-    return managed

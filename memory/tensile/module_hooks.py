@@ -24,12 +24,21 @@ class ModuleHooks:
         self._execution = execution
         self._active = active
         self._removable: list[RemovableHandle] = []
+        self._entered: set[nn.Module] = set()
+        self._completed: set[int] = set()
+        self.take_in(modules, parameters)
+
+    def take_in(
+        self, modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Watch those of them that are new."""
         names = {id(parameter): name for name, parameter in parameters.items()}
         first: dict[nn.Module, str] = {}
         for name, module in modules.items():
             first.setdefault(module, name)
         for module, name in first.items():
-            if module._parameters:
+            if module._parameters and module not in self._entered:
+                self._entered.add(module)
                 own = frozenset(
                     PARAMETER + names[id(p)] for p in module._parameters.values() if p is not None
                 )
@@ -38,7 +47,8 @@ class ModuleHooks:
                     module.register_forward_hook(self._leaving(name)),
                 ]
         for name, parameter in parameters.items():
-            if parameter.requires_grad:
+            if parameter.requires_grad and id(parameter) not in self._completed:
+                self._completed.add(id(parameter))
                 handle = parameter.register_post_accumulate_grad_hook(self._complete(name))  # type: ignore[no-untyped-call]
                 self._removable.append(handle)
 

@@ -44,6 +44,7 @@ class SavedContent:
     bytes: int
     packed: dict[int, int] = field(default_factory=dict)
     unpacked: dict[int, list[int]] = field(default_factory=dict)
+    shown: dict[int, int] = field(default_factory=dict)  # bytes of each slot's first tensor
     alone: int | None = None
     gone: int | None = None
 
@@ -154,6 +155,7 @@ class Observation:
             self.saved.append(saved)
             self._waiting.append(saved)
         saved.packed[slot.number] = index
+        saved.shown[slot.number] = slot.shown_bytes
 
     def _note_unpacked(self, number: int, index: int) -> None:
         slot = self._slots.get(number)

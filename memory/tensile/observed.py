@@ -121,6 +121,7 @@ class _Reading:
                     alone=None if saved.alone is None else _position(saved.alone),
                     unpacks=tuple(_position(moment) for moment in unpacked),
                     released=min(death, self._count + 1),
+                    shown_bytes=saved.shown[number],
                 )
 
     def _store(self, name: str, size_bytes: int, birth: int, death: int) -> int:

@@ -1,11 +1,15 @@
 """Which steps are observed, and what becomes of it: a plan for the steps that follow.
 
 Where a step has no plan (it was not prepared, or cannot be traced), the one after the first is: by
-then the optimizer's states exist. Where steps leave their plans one after the other, the next one
-is, after more of them each time, so that steps of which no two are alike are not slowed down.
+then the optimizer's states exist. A kind of step that leaves all plans for the third time, at the
+same moment, is observed when it is due again, after as many steps as last time. Where what came of
+that was of no use, more of them are waited for, so that steps of which no two are alike are not
+slowed down.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from tensile.adoption import Adoption
 from tensile.contents import Contents
@@ -17,6 +21,8 @@ from tensile.observation import Observation
 from tensile.observed import observed_trace
 from tensile.planning import Planning
 from tensile.residency import Residency
+from tensile.schedule import Fork, fork_of, keys_of
+from tensile.sequence import Trace
 from tensile.stats import Counters
 
 # of a step that was observed only the copies are foreseen; a plan learns what they really take
@@ -29,7 +35,26 @@ USUAL_COSTS = Costs(
     in_bytes_per_s=5e8,
     copy_latency_s=2e-4,
 )
-_STRAYED = 3  # steps in a row that left their plan, at first
+_STRAYED = 3  # steps of a kind that left their plan, at first
+_KINDS = 64  # that are remembered; the one that was not met for the longest time goes
+
+
+@dataclass(slots=True)
+class Stray:
+    """A kind of step without a plan: how often it was met, when last, and how long after the time
+    before that.
+    """
+
+    count: int
+    last: int
+    interval: int = 1
+
+    def met(self, number: int) -> None:
+        self.count += 1
+        self.last, self.interval = number, number - self.last
+
+    def is_due(self, number: int, patience: int) -> bool:
+        return self.count >= patience and number == self.last + self.interval
 
 
 class Observer:
@@ -52,12 +77,16 @@ class Observer:
         self._gauge = gauge
         self._adoption = adoption
         self._counters = counters
-        self._strayed = 0
+        self._number = 0  # of the step
+        self._unplanned = 0  # steps since there was a plan
+        self._strays: dict[Fork, Stray] = {}  # the one that was met last comes last
         self._patience = _STRAYED
+        self._unproven: str | None = None  # a plan from here that no step has followed yet
 
     def begin(self) -> bool:
         """Before a step; True if it is observed, and so follows no plan."""
-        is_due = self._strayed >= (self._patience if self._adoption.schedules else 1)
+        self._number += 1
+        is_due = self._is_due()
         if is_due:
             self._execution.observation = Observation(
                 contents=self._contents,
@@ -74,23 +103,53 @@ class Observer:
         if not completed:
             return
         if observation is None:
-            self._strayed = 0 if self._execution.is_followed else self._strayed + 1
+            self._note_followed()
         elif observation.is_steady():
-            self._strayed = 0
-            if self._adoption.schedules:
-                self._patience *= 2
-            self._adopt(observation, limit_bytes)
+            self._learn(observation, limit_bytes)
 
-    def _adopt(self, observation: Observation, limit_bytes: int) -> None:
+    def _is_due(self) -> bool:
+        if not self._adoption.schedules:
+            return self._unplanned > 0
+        return any(s.is_due(self._number, self._patience) for s in self._strays.values())
+
+    def _note_followed(self) -> None:
+        schedule, fork = self._execution.schedule, self._execution.fork
+        if schedule is None:
+            self._unplanned += 1
+        elif fork is not None:
+            stray = self._strays.pop(fork, None)
+            if stray is None:
+                stray = Stray(count=1, last=self._number)
+            else:
+                stray.met(self._number)
+            self._strays[fork] = stray
+            while len(self._strays) > _KINDS:
+                del self._strays[next(iter(self._strays))]
+        elif schedule.trace.signature == self._unproven:
+            self._unproven = None
+
+    def _learn(self, observation: Observation, limit_bytes: int) -> None:
+        """A plan for its kind of step, if that had none and was met before."""
+        with self._adoption.aside():
+            traced = observed_trace(observation)
+            schedules = self._adoption.schedules
+            fork = fork_of(keys_of(traced), schedules)
+        if schedules and (fork is None or self._strays.pop(fork, None) is None):
+            return
+        if self._unproven is not None:
+            self._patience *= 2
+        self._adopt(traced, limit_bytes)
+
+    def _adopt(self, traced: Trace, limit_bytes: int) -> None:
         try:
             with self._adoption.aside():
-                planning = Planning(
-                    observed_trace(observation), self.costs or USUAL_COSTS, is_observed=True
-                )
+                planning = Planning(traced, self.costs or USUAL_COSTS, is_observed=True)
             self._adoption.adopt(planning, limit_bytes)
         except (TierError, ValueError) as error:
             self._patience *= 2
             self._counters.note(f"the step that was observed gave no plan: {error}")
             return
+        self._unplanned = 0
+        self._unproven = traced.signature
         self._counters.replans += 1
         self._counters.note("steps follow a plan that was made of one that was observed")

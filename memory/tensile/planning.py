@@ -64,15 +64,18 @@ class Planning:
     def schedule(self, budget_bytes: int) -> Schedule:
         """The quick plan for a budget. Raises PlanError below the floor."""
         if budget_bytes < self.forecast.floor_bytes:
-            beside_bytes = self.forecast.floor_bytes - self._floor_bytes
-            tape = Tape(self.trace, self._costs)
-            raise PlanError(below_the_floor(tape, budget_bytes, beside_bytes))
+            raise PlanError(self.refusal(budget_bytes))
         self.close()
         self._budget_bytes = budget_bytes
         schedule = self._planned(budget_bytes)
         self._take(schedule)
         self._improved = False
         return schedule
+
+    def refusal(self, budget_bytes: int) -> str:
+        """Why a budget below the floor has no plan, and what lowers the floor."""
+        beside_bytes = self.forecast.floor_bytes - self._floor_bytes
+        return below_the_floor(Tape(self.trace, self._costs), budget_bytes, beside_bytes)
 
     def observe(
         self,

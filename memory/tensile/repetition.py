@@ -42,7 +42,7 @@ class Repetition:
     def attempt(self, train_step: Callable[[Batch], Result], batch: Batch) -> Result:
         """`train_step(batch)`, at most twice. Raises StepOutOfMemory, and whatever else it does."""
         for is_last in (False, True):
-            self._snapshot.take()
+            self._snapshot.take(train_step)
             try:
                 with self._step():
                     return train_step(batch)

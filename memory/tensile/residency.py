@@ -67,6 +67,13 @@ class Residency:
             if tied is not None:
                 self._tied[tied].append(buffer)
 
+    def take_in(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """More of them, which an optimizer got since."""
+        self._parameters |= parameters
+        self._names |= {id(parameter): name for name, parameter in parameters.items()}
+        self._recent |= dict.fromkeys(PARAMETER + name for name in parameters)
+        self.register()
+
     def owns(self, storage: torch.UntypedStorage) -> bool:
         """Whether it is a parameter's or a buffer's. A parameter is noted as needed now."""
         key = storage._cdata

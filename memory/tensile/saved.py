@@ -25,6 +25,7 @@ class Saved:
     life: Life
     version: int
     packed: int
+    shown_bytes: int
     alone: int | None = None
     unpacks: list[int] = field(default_factory=list)
     released: int | None = None
@@ -53,10 +54,19 @@ class Handle:
 
 
 class SavedTensors:
-    """The pair of hooks and the slots of the current step."""
+    """The pair of hooks and the slots of the current step. `foreign` gives a real tensor, which
+    autograd saves before any operator has seen it, its fake one.
+    """
 
-    def __init__(self, lives: Lives, mode: FakeTensorMode, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        lives: Lives,
+        mode: FakeTensorMode,
+        foreign: Callable[[torch.Tensor], torch.Tensor],
+        emit: Callable[[Event], None],
+    ) -> None:
         self.slots: list[Saved] = []
+        self._foreign = foreign
         self._lives = lives
         self._mode = mode
         self._emit = emit
@@ -68,16 +78,17 @@ class SavedTensors:
         self._open = {}
 
     def pack(self, tensor: torch.Tensor) -> object:
-        if not isinstance(tensor, FakeTensor) or tensor.layout != torch.strided:
+        if tensor.layout != torch.strided:
             return tensor
-        life = self._lives.made(tensor, self._lives.position)
+        version = tensor._version  # of the real one too: it follows what autograd does to it
+        fake = tensor if isinstance(tensor, FakeTensor) else self._foreign(tensor)
+        life = self._lives.made(fake, self._lives.position)
         if life.kind in PASSED:
-            return tensor
-        key = (life, tensor._version)
-        saved = self._open.get(key)
+            return fake
+        saved = self._open.get((life, version))
         if saved is None:
-            saved = self._open[key] = self._save(life, tensor._version)
-        return Handle(saved, tensor, self._release)
+            saved = self._open[life, version] = self._save(life, version, fake)
+        return Handle(saved, fake, self._release)
 
     def unpack(self, packed: object) -> torch.Tensor:
         if not isinstance(packed, Handle):
@@ -96,9 +107,15 @@ class SavedTensors:
             meta.set_(storage, packed.offset, packed.size, packed.stride)
         return FakeTensor(self._mode, meta, packed.device)
 
-    def _save(self, life: Life, version: int) -> Saved:
+    def _save(self, life: Life, version: int, tensor: torch.Tensor) -> Saved:
         position = self._lives.position
-        saved = Saved(number=len(self.slots), life=life, version=version, packed=position)
+        saved = Saved(
+            number=len(self.slots),
+            life=life,
+            version=version,
+            packed=position,
+            shown_bytes=tensor.nbytes,
+        )
         self.slots.append(saved)
         self._lives.hold(life)
         life.listeners.append(lambda: self._left_alone(saved))

@@ -123,7 +123,7 @@ class SavedTensors:
         slot = content.slots.get(version) if content is not None else None
         fresh = slot is None
         if slot is None:
-            slot = self._new_slot(content, storage, version)
+            slot = self._new_slot(content, storage, version, tensor.nbytes)
         handle = Handle(slot, tensor)
         del storage, tensor  # nobody else may hold it when the moment is told
         if fresh:
@@ -170,14 +170,19 @@ class SavedTensors:
         return content if content is not None and content.storage is storage else None
 
     def _new_slot(
-        self, content: Content | None, storage: torch.UntypedStorage, version: int
+        self,
+        content: Content | None,
+        storage: torch.UntypedStorage,
+        version: int,
+        shown_bytes: int,
     ) -> Slot:
         number, self._count = self._count, self._count + 1
         if content is None:
             movable = storage.nbytes() > 0 and storage.nbytes() >= self._smallest_bytes
             content = Content(storage, number, movable=movable)
             self._contents[storage._cdata] = content
-        slot = content.slots[version] = Slot(number, content, version, self._dead)
+        slot = Slot(number, content, version, self._dead, shown_bytes)
+        content.slots[version] = slot
         self.slots[number] = slot
         return slot
 

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise, takewhile
 
 from tensile.actions import Action, Plan, Recompute, Swap
 from tensile.sequence import Kind, Moment, Trace
 
 _SMALL_BYTES = 8 * 2**10
+
+
+Key = tuple[Moment, int, str, int]  # a moment, by what steps are told apart
+Fork = tuple[int, Key]  # where a step leaves all plans: what it had met until then, and what it met
 
 
 class Schedule:
@@ -43,13 +48,10 @@ class Schedule:
             if storage.kind is Kind.STATE:
                 owner, _, _ = storage.name.removeprefix("optimizer_state:").rpartition(":")
                 self.state_bytes[owner] += storage.bytes
-        sizes = [trace.storages[slot.storage].bytes for slot in trace.slots]
-        self._keys = [
-            (e.moment, e.number, e.name, _told(sizes[e.number]) if e.moment is Moment.PACK else 0)
-            for e in trace.events
-        ]
+        self._keys = keys_of(trace)
         self._uses = _uses(trace)
         self._next = 0
+        self._met: Key | None = None
         self.followed = False
 
     @property
@@ -80,6 +82,7 @@ class Schedule:
         key = (moment, number, name, _told(size_bytes) if moment is Moment.PACK else 0)
         if index >= len(self._keys) or self._keys[index] != key:
             self.followed = False
+            self._met = key
             return None
         self._next = index + 1
         return index
@@ -88,6 +91,18 @@ class Schedule:
         """Go on where `left` ended, if all that was seen until then is in this plan too."""
         self._next = left._next
         self.followed = self._keys[: self._next] == left._keys[: self._next]
+
+    @property
+    def fork(self) -> Fork | None:
+        """Where a step left this plan, and all others; None while it has not."""
+        if self.followed or self._met is None:
+            return None
+        return hash(tuple(self._keys[: self._next])), self._met
+
+    def common(self, keys: Sequence[Key]) -> int:
+        """How many of the moments, from the first one on, this plan has too."""
+        pairs = zip(self._keys, keys, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def events_until(self, name: str) -> int:
         """How many events it is until that parameter, gradient or state is used again, in the next
@@ -120,8 +135,27 @@ class Schedule:
         return f"{moment} {name or number}"
 
 
+def fork_of(keys: Sequence[Key], schedules: Iterable[Schedule]) -> Fork | None:
+    """Where a step of these moments would leave all of them; None where one has it to its end."""
+    count = max((schedule.common(keys) for schedule in schedules), default=0)
+    return None if count == len(keys) else (hash(tuple(keys[:count])), keys[count])
+
+
+def keys_of(trace: Trace) -> list[Key]:
+    """What a step shows of itself, in the order of its moments."""
+    sizes = [
+        trace.storages[slot.storage].bytes if slot.shown_bytes is None else slot.shown_bytes
+        for slot in trace.slots
+    ]
+    return [
+        (e.moment, e.number, e.name, _told(sizes[e.number]) if e.moment is Moment.PACK else 0)
+        for e in trace.events
+    ]
+
+
 def _told(size_bytes: int) -> int:
-    """The size by which a step is told from another. Kernels keep small statistics in another type
+    """The size by which a step is told from another: the tensor's own, since a batch may be a slice
+    of whatever was read. Kernels keep small statistics in another type
     than their fakes say (batch norm of bfloat16), which does not make it another step.
     """
     return size_bytes if size_bytes > _SMALL_BYTES else 0

@@ -117,6 +117,7 @@ class Slot:
     alone: int | None
     unpacks: tuple[int, ...]
     released: int
+    shown_bytes: int | None = None  # of the tensor that was saved first; its storage's if None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,11 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import torch
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from tensile import names
+from tensile.actions import PlanError
 from tensile.adoption import Adoption
 from tensile.budget import Budget, budget_bytes
 from tensile.budget_in_force import BudgetInForce
@@ -23,7 +25,12 @@ from tensile.costs import Costs
 from tensile.execution import Execution
 from tensile.forecasting import Forecast
 from tensile.lower_tier import TierError
-from tensile.manageable import SessionError, managed_device
+from tensile.manageable import (
+    SessionError,
+    managed_device,
+    refuse_shared,
+    refuse_unmanageable,
+)
 from tensile.membership import Membership, from_environment
 from tensile.module_hooks import ModuleHooks
 from tensile.names import Models, Optimizers
@@ -48,7 +55,7 @@ _running: weakref.WeakSet[Session] = weakref.WeakSet()
 class Session:
     """`model` is a module or a mapping of modules, `optimizer` one or a sequence; `budget` is
     bytes, a text ("1.2GiB"), a share of the forecast peak (0.6 or "60%"; needs `prepare`), or None
-    for no limit.
+    for no limit. Parameters that an optimizer gets later are taken in before they are stepped.
 
     On a device that other jobs use too, `lease` says where its broker is; without it, the process's
     environment does (`membership.py`). Then the budget is what the job may have at most, and what
@@ -75,6 +82,7 @@ class Session:
         self._inside: str | None = None
         self._closed = False
         self._forked = False
+        self._roomy_bytes: int | None = None  # the budget for which the disk had room
         self._model, self._optimizer = model, optimizer
         self._optimizers = names.optimizers(optimizer)
         parameters, buffers = names.parameters(model, optimizer), names.buffers(model)
@@ -82,11 +90,11 @@ class Session:
         self._device = managed_device(
             torch.device(device), folder, {**parameters, **buffers}, modules
         )
-        for other in _running:
-            if any(mine is theirs for mine in self._optimizers for theirs in other._optimizers):
-                raise SessionError(
-                    "this optimizer has a session already; close that one first, or use it"
-                )
+        self._parameters = parameters
+        self._stepped = _count(self._optimizers)
+        refuse_shared(
+            self._optimizers, parameters, ((o._optimizers, o._parameters) for o in _running)
+        )
         budget_bytes(budget, peak_bytes=1)  # raises for what is none, whatever the peak
         lease = lease or from_environment()
 
@@ -157,16 +165,10 @@ class Session:
         self._chunked = ChunkedStep(
             self._optimizers, active=self._is_active, begin=self._begin_chunk, end=self._end_chunk
         )
-        self._repetition = Repetition(
-            Snapshot(
-                modules.values(),
-                parameters.values(),
-                self._optimizers,
-                lambda: self._chunked.begun,
-            ),
-            self.step,
-            self._retreat,
+        self._snapshot = Snapshot(
+            modules.values(), parameters.values(), self._optimizers, lambda: self._chunked.begun
         )
+        self._repetition = Repetition(self._snapshot, self.step, self._retreat)
         self._chunked.install()
         for sentence in self._chunked.whole():
             self._counters.note(sentence)
@@ -194,6 +196,7 @@ class Session:
         self._require_open("prepare")
         if self._inside is not None:
             raise SessionError(f"prepare() inside a {self._inside} of the session; call it before")
+        self._take_in()
         from tensile.recorder import TraceError
 
         if self._counters.steps == 0:
@@ -219,7 +222,13 @@ class Session:
         self._adoption.add(planning)
         for note in planning.trace.notes:
             self._counters.note(note)
-        self._budget.plan()
+        try:
+            self._budget.plan()
+        except PlanError as error:
+            self._counters.note(
+                f"{error} Steps taken nevertheless have no plan and do not keep the budget."
+            )
+            raise
         self._settle()
         if self._counters.steps == 0:
             self._gauge.forget_peak()  # what is there before a session is no part of its budget
@@ -303,7 +312,9 @@ class Session:
         if not self._closed:
             self._peaks.note()
         return self._counters.frozen(
-            base_bytes=self._gauge.base_bytes, budget_bytes=self._pressure.limit_bytes
+            base_bytes=self._gauge.base_bytes,
+            budget_bytes=self._pressure.limit_bytes,
+            floor_bytes=self._adoption.known_floor_bytes,
         )
 
     @property
@@ -363,13 +374,14 @@ class Session:
         self._require_open(what)
         if self._inside is not None:
             raise SessionError(f"a {what} inside a {self._inside}: a session runs one at a time")
+        self._take_in()
         limit = self._budget.follow(what)
         self._adoption.take_better()
         self._pressure.limit_bytes = limit
-        if limit is not None and self._counters.steps == 0:
-            self._device.tier.require_room(
-                self._adoption.lower_bytes or self._residency.lasting_bytes
-            )
+        if limit is not None and limit != self._roomy_bytes:
+            needed_bytes = self._adoption.lower_bytes or self._residency.lasting_bytes
+            self._device.tier.require_room(max(0, needed_bytes - self._device.lasting_file.bytes))
+            self._roomy_bytes = limit
         self._inside = what
         return limit
 
@@ -396,7 +408,26 @@ class Session:
     def _is_active(self) -> bool:
         return self._inside is not None and self._execution.is_running
 
+    def _take_in(self) -> None:
+        """Parameters that an optimizer got since; plans know nothing of them yet."""
+        if _count(self._optimizers) == self._stepped:
+            return
+        known = {id(parameter) for parameter in self._parameters.values()}
+        found = names.parameters(self._model, self._optimizer)
+        new = {name: each for name, each in found.items() if id(each) not in known}
+        refuse_unmanageable(self._device, new, self._parameters)
+        self._parameters = {**self._parameters, **new}
+        self._residency.take_in(new)
+        self._hooks.take_in(names.modules(self._model), self._parameters)
+        self._snapshot.take_in(new.values())
+        self._stepped = _count(self._optimizers)
+        self._counters.note(
+            "an optimizer has got parameters that the session's plans do not know; call prepare "
+            "again, or steps are observed until one does"
+        )
+
     def _begin_chunk(self, number: int, chunk: Chunk) -> None:
+        self._take_in()
         self._execution.begin_chunk(number, owned_by(self._optimizers, chunk))
 
     def _end_chunk(self, number: int, chunk: Chunk) -> None:
@@ -414,6 +445,10 @@ class Session:
     def _require_open(self, what: str) -> None:
         if self._closed:
             raise SessionError(f"{what} after close(): make a new session")
+
+
+def _count(optimizers: tuple[Optimizer, ...]) -> int:
+    return sum(len(group["params"]) for each in optimizers for group in each.param_groups)
 
 
 def _no_limit(size_bytes: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import TensorWeakRef
 
+from tensile.held_generators import held_generators
 from tensile.randomness import Generators
 
 SMALL_BYTES = 64 * 2**10
@@ -60,16 +61,28 @@ class Snapshot:
         self._begun = begun
         self._begun_before = begun()
         self._generators = Generators.now()
+        self._step: object = None
+        self._held: tuple[Any, ...] | None = None  # by that step and the modules
         self._versions: list[int] = []
         self._gradients: list[_Gradient | None] = []
         self._groups: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._buffers: list[_Buffer] = []
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}  # by id, with the buffer itself
 
-    def take(self) -> None:
-        """Now, before a step. Takes well below a millisecond for some hundred tensors."""
+    def take_in(self, parameters: Iterable[nn.Parameter]) -> None:
+        """More of them, which an optimizer got since."""
+        self._parameters += tuple(parameters)
+        self._versions += [_version(parameter) for parameter in parameters]
+        self._gradients += [_watched(parameter.grad) for parameter in parameters]
+
+    def take(self, step: object = None) -> None:
+        """Now, before `step`. Takes well below a millisecond for some hundred tensors. The step's
+        own generators are looked for when it is another than before.
+        """
         self._begun_before = self._begun()
-        self._generators = Generators.now()
+        if self._held is None or step != self._step:
+            self._step, self._held = step, held_generators(step, *self._modules)
+        self._generators = Generators.now(self._held)
         self._versions = [_version(parameter) for parameter in self._parameters]
         self._gradients = [_watched(parameter.grad) for parameter in self._parameters]
         self._groups = [

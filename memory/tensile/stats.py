@@ -12,8 +12,9 @@ class Stats:
     `peak_bytes` is the most that the job held over `base_bytes`, by the operating system's count.
     `fetches` counts contents that came back, `passive_fetches` those of them that were needed
     before they had been asked back, `replans` the plans that followed the first one, `deviations`
-    the steps that left their plan. `notes` say in sentences what a user may want to know, such as
-    an optimizer that runs as one chunk.
+    the steps that left their plan. `floor_bytes` is the least budget that every known kind of step
+    has a plan for, 0 while none is known; a smaller budget is not kept. `notes` say in sentences
+    what a user may want to know, such as an optimizer that runs as one chunk.
     """
 
     steps: int
@@ -28,6 +29,7 @@ class Stats:
     stall_s: float
     replans: int
     deviations: int
+    floor_bytes: int
     notes: tuple[str, ...]
 
 
@@ -52,7 +54,7 @@ class Counters:
         if sentence not in self.notes:
             self.notes.append(sentence)
 
-    def frozen(self, *, base_bytes: int, budget_bytes: int | None) -> Stats:
+    def frozen(self, *, base_bytes: int, budget_bytes: int | None, floor_bytes: int) -> Stats:
         return Stats(
             steps=self.steps,
             base_bytes=base_bytes,
@@ -66,5 +68,6 @@ class Counters:
             stall_s=self.stall_s,
             replans=self.replans,
             deviations=self.deviations,
+            floor_bytes=floor_bytes,
             notes=tuple(self.notes),
         )

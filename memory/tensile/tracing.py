@@ -23,6 +23,7 @@ from tensile.calls import Calls
 from tensile.chunks import Chunk, chunks, is_chunkable, narrowed
 from tensile.fakes import Fakes, exchanged
 from tensile.frontend import Frontend, refuse_real
+from tensile.held_generators import held_generators
 from tensile.lives import Life, Lives
 from tensile.names import Models, Optimizers
 from tensile.randomness import undisturbed
@@ -50,15 +51,16 @@ def trace(
     that is loaded ahead (`beside.py`). Optimizers run in the chunks of `tensile.chunks`.
 
     Afterwards parameters, buffers, gradients, optimizer state, training flags and the generators of
-    Python, NumPy and torch are bit for bit as before, also when the step raises. So are the step's
-    captured variables, the contents of captured lists and dictionaries, and captured schedulers and
-    scalers. Whatever else the step does to Python objects does happen, twice: an object's own
-    counter counts. What it prints is dropped. Numbers that it reads from tensors are 1.
+    Python, NumPy and torch are bit for bit as before, also when the step raises. So are generators
+    that the step holds itself (`held_generators.py` says which are found), its captured variables,
+    the contents of captured lists and dictionaries, and captured schedulers and scalers. Whatever
+    else the step does to Python objects does happen, twice: an object's own counter counts. What it
+    prints is dropped. Numbers that it reads from tensors are 1.
 
     Raises TraceError for a step that fails so: it branches on a tensor's value, uses an operator
     without a fake kernel, or gets at a parameter by a way that is not known here.
     """
-    with undisturbed():
+    with undisturbed(held_generators(train_step, *names.modules(model).values())):
         found = _Tracing(train_step, model, optimizer).run(batch)
     return with_beside(found, beside_bytes)
 
@@ -84,7 +86,7 @@ class _Tracing:
             for name, tensor in (*self._parameters.items(), *self._buffers.items())
         }
         self._recorder = Recorder(self._lives, self._mode, self._foreign)
-        self._saved = SavedTensors(self._lives, self._mode, self._events.append)
+        self._saved = SavedTensors(self._lives, self._mode, self._foreign, self._events.append)
         named = {module: name for name, module in reversed(names.modules(model).items())}
         self._calls = Calls(named, self._lives, self._events.append)
 
@@ -102,6 +104,8 @@ class _Tracing:
                 leaf for leaf in tree_leaves(fake_batch) if isinstance(leaf, FakeTensor)
             ):
                 self._name(leaf, Kind.INPUT, f"input:{number}")
+            for fake in self._fakes.brought:
+                self._name_brought(fake)
             for name, parameter in self._parameters.items():
                 # a hook that stays would hold all of this for good: no collector sees into its node
                 held.callback(self._watched_gradient(name, self._fakes.of(parameter)))
@@ -183,14 +187,18 @@ class _Tracing:
         return self._managed.get(tensor.untyped_storage()._cdata)
 
     def _foreign(self, tensor: Tensor) -> Tensor:
-        """A real tensor that the step brought along: a constant, a mask, an average of weights."""
+        """A real tensor that the step got hold of where nobody looked for it."""
         refuse_real(self._managed_name(tensor))
         fake = self._fakes.of(tensor)
-        if self._lives.find(fake) is None:
+        self._name_brought(fake)
+        return fake
+
+    def _name_brought(self, fake: Tensor) -> None:
+        """What the step brought along: a constant, a mask, an average of weights."""
+        if fake.layout == torch.strided and self._lives.find(fake) is None:
             life = self._lives.found(fake)
             life.kind, life.name = Kind.INPUT, f"input:captured.{len(self._outside)}"
             self._outside.append(life)
-        return fake
 
     # moments
 
@@ -256,9 +264,9 @@ class _Tracing:
 
     def _finished(self, fingerprint: str, piece_names: tuple[tuple[str, ...], ...]) -> Trace:
         count = self._lives.position
-        accessed = {life for _, life, _ in self._recorder.accesses}
-        lives = [life for life in self._lives if life not in self._outside or life in accessed]
         slots = self._saved.slots
+        used = {life for _, life, _ in self._recorder.accesses} | {slot.life for slot in slots}
+        lives = [life for life in self._lives if life not in self._outside or life in used]
         for saved in reversed(slots):  # the first slot of a storage gives it its name
             if saved.life.kind in (Kind.TEMPORARY, Kind.ACTIVATION):
                 saved.life.kind, saved.life.name = Kind.ACTIVATION, f"activation:{saved.number}"
@@ -298,6 +306,7 @@ class _Tracing:
                     alone=saved.alone,
                     unpacks=tuple(saved.unpacks),
                     released=count + 1 if saved.released is None else saved.released,
+                    shown_bytes=saved.shown_bytes,
                 )
                 for saved in slots
             ),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.invented_costs import COSTS
-from helpers.small_trainings import KINDS, Training, contents, differences, language
+from helpers.small_trainings import KINDS, Training, contents, differences, language, perceptron
 from tensile import Session, forecast, trace
 from tensile.execution import Execution
 from tensile.observation import Observation
@@ -158,6 +158,47 @@ def test_steps_that_leave_their_plan_in_a_row_get_one_of_their_own(tmp_path: Pat
             deviations.append(session.stats().deviations - before)
         assert session.stats().replans >= 1
     assert deviations == [0, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert differences(contents(training), contents(expected)) == []
+
+
+@pytest.mark.long
+def test_each_kind_of_steps_that_alternate_gets_its_plan(tmp_path: Path) -> None:
+    training, expected = language(), language()
+    whole = training.batches[0]
+    kinds = [whole, whole[:, :40], whole[:, :50]]
+    order = [kinds[number % 3] for number in range(21)]
+    for batch in order:
+        expected.step(batch)
+    training.start()
+    deviations = []
+    with Session(
+        training.model, training.optimizer, 0.6, folder=tmp_path, smallest_bytes=2**14
+    ) as session:
+        session.prepare(training.step, whole, costs=COSTS)
+        for batch in order:
+            before = session.stats().deviations
+            with session.step():
+                training.step(batch)
+            deviations.append(session.stats().deviations - before)
+        assert session.stats().replans >= 2
+    assert deviations == [0, 1, 1] * 3 + [0, 0, 0] * 4
+    assert differences(contents(training), contents(expected)) == []
+
+
+def test_a_batch_that_is_a_slice_is_of_the_kind_of_one_that_stands_alone(tmp_path: Path) -> None:
+    training, expected = perceptron(), perceptron()
+    inputs, targets = (torch.cat([batch[i] for batch in training.batches]) for i in (0, 1))
+    for number in range(3):
+        expected.step(expected.batches[number])
+    with Session(training.model, training.optimizer, 0.6, folder=tmp_path) as session:
+        session.prepare(training.step, (inputs[:512], targets[:512]), costs=COSTS)
+        for batch in (training.batches[0], (inputs[512:1024], targets[512:1024])):
+            with session.step():
+                training.step(batch)
+        with session.step():
+            training.step(training.batches[2])
+        assert session.stats().deviations == 0, session.stats().notes
+        assert session.stats().swapped_out_bytes + session.stats().recomputed_bytes > 0
     assert differences(contents(training), contents(expected)) == []
 
 

@@ -53,13 +53,14 @@ def run(training: Training, steps: int, session: Session | None = None) -> None:
         ("1.2GiB", int(1.2 * 2**30)),
         ("800 MB", 800 * 10**6),
         ("64kib", 65536),
-        ("123", 123),
+        ("2048", 2048),
         (4096, 4096),
+        (1, 1),
+        ("60%", 600),
+        (" 12.5 % ", 125),
         (None, None),
         (0.5, 500),
         (1.0, 1000),
-        ("60%", 600),
-        (" 12.5 % ", 125),
     ],
 )
 def test_budgets_are_bytes_texts_or_shares(given: Any, expected: int | None) -> None:
@@ -74,7 +75,7 @@ def test_sizes_are_written_for_people() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["", "1.2 GiBs", "-3MB", "lots", 0, -5, 0.0, 1.5, True, [1], "0", "1.5", "0%", "101%"]
+    "given", ["", "1.2 GiBs", "-3MB", "lots", 0, -5, 0.0, 1.5, True, [1], "0", "0%", "101%", "-5%"]
 )
 def test_what_is_no_size_is_refused_with_examples(given: Any, tmp_path: Path) -> None:
     training = perceptron()
@@ -82,10 +83,16 @@ def test_what_is_no_size_is_refused_with_examples(given: Any, tmp_path: Path) ->
         tight(training, tmp_path, budget=given)
 
 
-@pytest.mark.parametrize("share", [0.5, "50%"])
-def test_a_share_of_a_peak_that_was_not_forecast_is_refused(
-    share: float | str, tmp_path: Path
+@pytest.mark.parametrize("given", ["1.5", "123"])
+def test_a_text_that_forgot_its_unit_is_refused_and_shown_with_one(
+    given: str, tmp_path: Path
 ) -> None:
+    with pytest.raises(BudgetError, match=f"{given}' has no unit .* write '{given}GiB'"):
+        tight(perceptron(), tmp_path, budget=given)
+
+
+@pytest.mark.parametrize("share", [0.5, "50%"])
+def test_a_share_of_a_peak_that_was_not_forecast_is_refused(share: Any, tmp_path: Path) -> None:
     training = perceptron()
     with (
         tight(training, tmp_path, budget=share) as session,
@@ -108,6 +115,37 @@ def test_a_budget_below_the_floor_is_refused_and_the_old_one_stays(tmp_path: Pat
         session.set_budget(None)
         run(training, 1, session)
         assert session.stats().budget_bytes is None
+
+
+def test_whoever_goes_on_after_a_refused_budget_is_told_that_it_is_not_kept(tmp_path: Path) -> None:
+    training = perceptron()
+    with tight(training, tmp_path, budget="100KiB", smallest_bytes=2**16) as session:
+        with pytest.raises(PlanError, match="below the floor of"):
+            session.prepare(training.step, training.batches[0], costs=COSTS)
+        run(training, 1, session)
+        stats = session.stats()
+        assert any("below the floor" in note and "do not keep" in note for note in stats.notes)
+        assert stats.budget_bytes is not None
+        assert stats.budget_bytes < stats.floor_bytes
+
+
+def test_a_budget_below_the_floor_of_a_step_that_was_not_prepared_is_said_with_the_floor(
+    tmp_path: Path,
+) -> None:
+    training, expected = perceptron(), perceptron()
+    run(expected, 4)
+    with tight(training, tmp_path, budget="100KiB", smallest_bytes=2**16) as session:
+        run(training, 1, session)
+        assert session.stats().floor_bytes == 0  # nobody knows
+        run_from(training, 1, 4, session)
+        stats = session.stats()
+        said = [note for note in stats.notes if note.startswith("the budget is not kept. ")]
+        assert len(said) == 1
+        assert f"below the floor of {stats.floor_bytes} bytes" in said[0]
+        assert "or lower it with" in said[0]
+        session.set_budget("8GiB")
+        assert session.stats().floor_bytes < 8 * 2**30
+    assert differences(contents(training), contents(expected)) == []
 
 
 def test_a_new_budget_counts_from_the_next_step_on(tmp_path: Path) -> None:
@@ -168,6 +206,19 @@ def test_an_optimizer_has_one_session_at_a_time(tmp_path: Path) -> None:
     ):
         tight(training, tmp_path)
     tight(training, tmp_path).close()
+
+
+def test_a_model_has_one_session_at_a_time_whatever_its_optimizers_are(tmp_path: Path) -> None:
+    training, other = perceptron(), perceptron()
+    last = [training.model[-1].weight]
+    for second in (torch.optim.Adam(training.model.parameters()), torch.optim.SGD(last, lr=0.1)):
+        with (
+            tight(training, tmp_path),
+            pytest.raises(SessionError, match=r"weight has a session already; .* give one session"),
+        ):
+            Session(training.model, second, 1, folder=tmp_path)
+    with tight(training, tmp_path), tight(other, tmp_path):
+        pass
 
 
 def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
@@ -547,6 +598,52 @@ def test_a_fused_step_with_a_scaler_is_traced_inside_a_session_too(tmp_path: Pat
         session.prepare(step, training.batches[0], costs=COSTS)
         assert session.forecast is not None
         session.attempt(step, training.batches[0])
+
+
+@pytest.mark.parametrize("when", ["between two steps", "inside of a step"])
+def test_parameters_that_an_optimizer_gets_later_are_trained_and_managed(
+    when: str, tmp_path: Path
+) -> None:
+    def grown(training: Training, session: Session | None) -> None:
+        torch.manual_seed(1)
+        extra = nn.Linear(64, 64)
+        plain = training.loss
+
+        def add() -> None:
+            training.loss = lambda m, b: plain(m, (extra(b[0]), b[1]))
+            training.optimizer.add_param_group({"params": list(extra.parameters())})
+
+        run_from_maybe(training, 0, 2, session)
+        if when == "inside of a step":
+            with session.step() if session else nullcontext():
+                add()
+                training.step(training.batches[2])
+        else:
+            add()
+        run_from_maybe(training, 2, 5, session)
+        training.losses.extend(float(p.detach().double().sum()) for p in extra.parameters())
+
+    training, expected = perceptron(), perceptron()
+    grown(expected, None)
+    with tight(training, tmp_path) as session:
+        grown(training, session)
+        assert any("parameters that the session's plans do not" in n for n in session.stats().notes)
+        assert "optimizer.0.1.0" in {n.split(":")[1] for n in session._residency.sizes()}
+    assert differences(contents(training), contents(expected)) == []
+
+
+def test_parameters_on_another_device_are_refused_when_they_come(tmp_path: Path) -> None:
+    training = perceptron()
+    with tight(training, tmp_path) as session:
+        run(training, 1, session)
+        training.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, device="meta"))]})
+        with pytest.raises(SessionError, match="is on meta and the session on cpu"), session.step():
+            pass
+
+
+def run_from_maybe(training: Training, start: int, stop: int, session: Session | None) -> None:
+    for number in range(start, stop):
+        run_one(training, number % len(training.batches), session)
 
 
 # plans

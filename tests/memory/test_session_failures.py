@@ -183,7 +183,11 @@ def test_a_disk_without_room_is_found_before_the_step(tmp_path: Path) -> None:
         session.set_budget(None)
         with session.step():
             reached = True
-    assert reached
+        assert reached
+        session.set_budget("1GiB")  # later than the first step, too
+        with pytest.raises(TierError, match="bytes of room and the step may need"), session.step():
+            reached = False
+        assert reached
 
 
 KILLED = """

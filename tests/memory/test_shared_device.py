@@ -15,7 +15,7 @@ from helpers.attempts import wait_for
 from helpers.invented_costs import COSTS
 from helpers.shared_device import SharedDevice, alone, shared_device
 from helpers.sharing_process import ROWS
-from helpers.small_trainings import Training, contents, differences, perceptron, recurrent
+from helpers.small_trainings import Training, contents, differences, language, perceptron
 from tensile import LeaseRefused, Membership, PlanError, Session, SessionError, trace
 from tensile.coordinator import Member, Profile, Share, declared, together, traced
 from tensile.coordinator.broker import Broker
@@ -195,11 +195,11 @@ def test_a_step_that_holds_more_than_its_plan_knows_is_given_more_and_its_neighb
 def test_where_steps_are_interlocked_a_neighbour_has_the_bytes_between_two_peaks(
     place: Path, tmp_path: Path
 ) -> None:
-    free = recurrent()
+    free = language()
     for number in range(4):
         free.step(free.batches[number % 4])
     expected = contents(free)
-    training = recurrent()
+    training = language()
     training.start()
     step = trace(training.step, training.model, training.optimizer, training.batches[0])
     other = Member(job="other", profile=traced(step, COSTS))
