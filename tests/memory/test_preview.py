@@ -163,7 +163,7 @@ def test_a_file_that_cannot_be_used_is_named_with_its_cause(
         ("a lot", "is no size"),
         ("0%", "is no size"),
         ("101%", "is no size"),
-        ("1.5", "is no size"),
+        ("1.5", "has no unit"),
     ],
 )
 def test_a_budget_that_cannot_be_kept_is_refused(

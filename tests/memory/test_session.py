@@ -142,7 +142,7 @@ def test_a_budget_below_the_floor_of_a_step_that_was_not_prepared_is_said_with_t
         said = [note for note in stats.notes if note.startswith("the budget is not kept. ")]
         assert len(said) == 1
         assert f"below the floor of {stats.floor_bytes} bytes" in said[0]
-        assert "or lower it with" in said[0]
+        assert "or lower the floor with" in said[0]
         session.set_budget("8GiB")
         assert session.stats().floor_bytes < 8 * 2**30
     assert differences(contents(training), contents(expected)) == []

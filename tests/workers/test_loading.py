@@ -58,6 +58,7 @@ def test_a_batch_ahead_is_a_class_of_the_forecast(forecast: dict[str, Any]) -> N
         rehearse(asked(prefetch=True, budget=without["peak_bytes"]))
 
 
+@pytest.mark.long
 def test_a_job_that_loads_ahead_takes_what_was_foreseen(
     forecast: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_job_that_loads_ahead_takes_what_was_foreseen(
     assert abs(used["peak_bytes"] - forecast["peak_bytes"]) < 0.1 * forecast["peak_bytes"]
 
 
+@pytest.mark.long
 def test_a_job_that_loads_ahead_keeps_a_budget_at_its_floor(
     forecast: dict[str, Any], tmp_path: Path
 ) -> None:
