@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.invented_costs import COSTS as SMALL_COSTS
+from helpers.small_trainings import contents, differences, perceptron
 from helpers.synthetic_trace import COSTS, MIB, stack
+from tensile import Session
 from tensile.planning import Planning
 
 WINDOW = 5
@@ -80,3 +84,39 @@ def test_another_budget_ends_what_was_being_planned_for_the_old_one() -> None:
         planning.observe(3 * step_s, 0.0, 0, 0, AtOnce())
     planning.schedule(int(0.8 * planning.forecast.peak_bytes))
     assert planning.better() is None
+
+
+@pytest.mark.parametrize(("slower", "passive"), [(20.0, 0.0), (1.0, 0.5)])
+def test_a_session_takes_the_corrected_plan_between_two_steps_with_the_same_bits(
+    slower: float, passive: float, tmp_path: Path
+) -> None:
+    training, expected = perceptron(), perceptron()
+    for number in range(5):
+        expected.step(expected.batches[number % 4])
+    with Session(training.model, training.optimizer, 0.6, folder=tmp_path) as session:
+        adoption = session._adoption
+
+        def measured(step_s: float, passive: float, times: int) -> None:
+            session._execution.schedule = adoption.schedules[0]  # as if a step had followed it
+            for _ in range(times):
+                adoption.observe(step_s, passive)
+            adoption._background.submit(lambda: None).result()  # what was asked before has ended
+
+        session.prepare(training.step, training.batches[0], costs=SMALL_COSTS)
+        training.losses.clear()  # what a step does to objects, a trace does twice
+        training.start()
+        made = adoption.schedules[0].plan
+        usual_s = made.step_s - made.stall_s
+        measured(usual_s, 0.0, times=1)
+        adoption.take_better()  # improved, which happens once
+        followed, before = adoption.schedules[0], session.stats().replans
+        measured(slower * usual_s, passive, times=WINDOW)
+        assert adoption.schedules[0] is followed
+        for number in range(5):
+            with session.step():
+                if number == 0:
+                    assert session.stats().replans == before + 1
+                    assert adoption.schedules[0] is not followed
+                training.step(training.batches[number % 4])
+        assert session.stats().deviations == 0
+    assert differences(contents(training), contents(expected)) == []
