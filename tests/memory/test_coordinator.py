@@ -395,6 +395,17 @@ def test_equal_jobs_that_both_outgrow_what_was_foreseen_have_equal_bytes() -> No
     assert [s.cap_bytes for s in coordinator.shares(1)] == [300, 350, 350]
 
 
+def test_who_outgrows_what_was_foreseen_but_needs_less_leaves_room_to_who_waits() -> None:
+    coordinator = Coordinator(DEVICE)
+    joins(coordinator, "wrong", flat_ladder(900, 450))
+    joins(coordinator, "first", declared(600))
+    joins(coordinator, "second", declared(200))  # waits for a word of `wrong` only
+    member = Member(job="wrong", profile=flat_ladder(950, 50))
+    coordinator.handle(Drifted(member=member, outgrew=True), 1)
+    coordinator.handle(Returned(job="wrong", lease_bytes=200), 2)
+    assert share_of(coordinator, "first").admitted
+
+
 def test_a_neighbour_gives_way_to_a_minimum_that_has_risen_as_far_as_it_has_to() -> None:
     coordinator = Coordinator(760)
     joins(coordinator, "neighbour", flat_ladder(480, 120))

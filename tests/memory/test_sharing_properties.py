@@ -43,15 +43,16 @@ MOST_JOBS = 5
 
 @dataclass
 class Simulated:
-    """A job that does as it is told, once it hears it. `lease` is what it believes in, and
-    `number` the order in which the coordinator heard of it; 0 for one that came back with bytes.
-    One that `is_stopped` hears and says nothing; `is_deaf` is one whose question was lost.
+    """A job that does as it is told, once it hears it. `lease` is what it believes in, `target`
+    what it was told last, and `number` the order in which the coordinator heard of it; 0 for one
+    that came back with bytes. One that `is_stopped` hears and says nothing; `is_deaf` is one whose
+    question was lost.
     """
 
     member: Member
     number: int
     lease: int = 0
-    cap: int = 0
+    target: Target | None = None
     admitted: bool = False
     is_stopped: bool = False
     is_deaf: bool = False
@@ -62,6 +63,18 @@ class Simulated:
     @property
     def minimum(self) -> int:
         return self.member.profile.minimum_bytes
+
+    @property
+    def kept(self) -> int:
+        """Of its lease, through a step: what it may plan for, which is what it has between two. Of
+        steps that are interlocked, what it is told to keep, as far as its curve comes down to that.
+        """
+        if self.target is None:
+            return self.lease
+        if self.target.keeps_bytes is None:
+            return max(self.target.cap_bytes, self.minimum)
+        curve = self.member.profile.predicted(self.target.cap_bytes).curve
+        return max(self.target.keeps_bytes, min(curve), self.minimum)
 
 
 profiles = st.builds(
@@ -96,7 +109,7 @@ class Sharing(RuleBasedStateMachine):
         self.away: list[str] = []  # that hold bytes the coordinator has not heard of yet
         self.came = self.numbered = self.overdraft = 0
         self.short: set[str] = set()  # whose minimum has risen over what it has
-        self.interlocked: set[str] = set()
+        self.said: dict[str, Target] = {}  # last, to each on the device, whether heard or lost
 
     # what is said and heard
 
@@ -112,8 +125,7 @@ class Sharing(RuleBasedStateMachine):
             if isinstance(command, Admitted) and command.job in waiting and not comes_back:
                 self.passes_nobody_it_should_not(command.job, waiting)
             if isinstance(command, Target):
-                rises = command.keeps_bytes is not None
-                (self.interlocked.add if rises else self.interlocked.discard)(command.job)
+                self.said[command.job] = command
         for command in commands:
             job = self.jobs[command.job]
             if command.job == lost_to:
@@ -138,7 +150,7 @@ class Sharing(RuleBasedStateMachine):
                     job.lease = command.minimum_bytes
                 job.admitted = True
             case Target():
-                job.cap = command.cap_bytes
+                job.target = command
             case Granted():
                 job.lease = command.lease_bytes
 
@@ -188,7 +200,10 @@ class Sharing(RuleBasedStateMachine):
             if ahead[0] > ahead[1]:
                 continue
             before = sum(
-                share.lease_bytes if share.message.startswith("SILENT") else share.minimum_bytes
+                max(
+                    share.lease_bytes if share.message.startswith("SILENT") else 0,
+                    share.minimum_bytes,
+                )
                 for share in shares.values()
                 if self.jobs[share.job].number < other.number and share.job != name
             )
@@ -211,6 +226,7 @@ class Sharing(RuleBasedStateMachine):
         name = self.some(number, stopped=stopped)
         if name is not None:
             del self.jobs[name]
+            self.said.pop(name, None)
             self.short.discard(name)
             self.tell(Left(job=name))
 
@@ -299,7 +315,7 @@ class Sharing(RuleBasedStateMachine):
         """The coordinator died, or its device changed: a new one learns from the jobs what they
         hold. Those that are stopped, and some others, are late.
         """
-        self.device, self.overdraft, self.interlocked = device, 0, set()
+        self.device, self.overdraft, self.said = device, 0, {}
         self.coordinator = Coordinator(device, opens_at_s=self.now_s + 1)
         self.short.clear()
         names = [name for name, job in self.jobs.items() if job.admitted]
@@ -342,9 +358,8 @@ class Sharing(RuleBasedStateMachine):
 
     def complies(self, name: str) -> None:
         job = self.jobs[name]
-        lower = max(job.cap, job.minimum)  # which may have risen above what it has
-        if lower < job.lease:
-            job.lease = lower
+        if job.kept < job.lease:
+            job.lease = job.kept
             self.tell(Returned(job=name, lease_bytes=job.lease))
 
     # what holds
@@ -367,16 +382,18 @@ class Sharing(RuleBasedStateMachine):
                 assert share.cap_bytes >= share.minimum_bytes
 
     @invariant()
-    def caps_fit_the_device_where_the_minima_do(self) -> None:
+    def caps_fit_the_device_where_the_minima_do_and_steps_are_not_interlocked(self) -> None:
         here = [share for share in self.coordinator.shares(self.now_s) if share.admitted]
         silent = {share.job for share in here if share.message.startswith("SILENT")}
 
         def total(what: str) -> int:
             return sum(
-                share.lease_bytes if share.job in silent else getattr(share, what) for share in here
+                max(share.lease_bytes if share.job in silent else 0, getattr(share, what))
+                for share in here
             )
 
-        if total("minimum_bytes") <= self.device and not self.interlocked:
+        interlocked = any(target.keeps_bytes is not None for target in self.said.values())
+        if total("minimum_bytes") <= self.device and not interlocked:
             assert total("cap_bytes") <= self.device
 
     @invariant()
@@ -404,7 +421,7 @@ class Sharing(RuleBasedStateMachine):
             self.tell(Ticked())
             for name, job in list(self.jobs.items()):
                 if self.share(name).admitted:  # what was lost with a connection is said again
-                    job.admitted, job.cap = True, self.share(name).cap_bytes
+                    job.admitted, job.target = True, self.said[name]
                     job.lease = self.share(name).lease_bytes
                     self.says(name)
                     self.tell(Renewed(job=name))

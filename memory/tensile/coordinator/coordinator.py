@@ -14,16 +14,17 @@ once, with more or with the same; so no job holds bytes while it waits for anoth
 before a step begins, holds nothing beyond the lease and is shorter than a step, as that was
 foreseen or was of late. A lease is below the minimum only of a job whose minimum has risen: it
 `Drifted`, or comes back as another than the one that was let in. It steps with what it has, as it
-did so far, and what becomes free is its before anybody's; the others' caps leave room for it, and
-they return what is over within a step.
+did so far, and what becomes free is its before anybody's; the others return what is over within a
+step: over their caps, which leave room for it; where steps are interlocked, in which caps leave no
+room, over what they keep (`Target`), as far as their curves come down to that.
 
 Why a lease has a time to live: a job that says nothing for a while is asked whether it is there.
 Its thread that listens answers, however long its step takes; so a job that does not answer is
 stopped, not slow, and at TTL_S after its last word it is SILENT: its cap is its minimum, and the
-others are divided what it does not hold. Its bytes are still there, so nobody gets them: only its
-end frees them, and its next word makes it what it was. Nobody is silent who was not asked, and
-nothing runs out but at a tick, when all that was said by then has been heard; so a clock that
-jumps forward costs at most a moment of silence.
+others are divided what it neither holds nor owns. Its bytes are still there, so nobody gets them:
+only its end frees them, and its next word makes it what it was. Nobody is silent who was not
+asked, and nothing runs out but at a tick, when all that was said by then has been heard; so a clock
+that jumps forward costs at most a moment of silence.
 
 Why every newcomer comes in: those who wait are served by priority, then in their order. While one
 waits, nobody grows beyond the cap that was computed with it, and each job returns what is over
@@ -281,7 +282,8 @@ class Coordinator:
     def _drift(self, event: Drifted, now_s: float, answer: list[Command]) -> None:
         """Its minimum becomes what it owns, as far as there is room; a larger one comes by and by
         (`_grow`). Who outgrew what was foreseen is no reason for its neighbours to have less, as
-        long as its minimum fits beside what they have.
+        long as its minimum fits beside what they have; and none for those who wait to be let in,
+        unless its minimum is smaller than it was.
         """
         name, member = event.member.job, event.member
         waits = self._waiting.get(name)
@@ -299,8 +301,9 @@ class Coordinator:
             room_bytes = self.device_bytes - others_bytes
             answer.append(Refused(job=name, reason=outgrown(member, others_bytes, room_bytes)))
             return
+        leaves_room = least_bytes < job.minimum_bytes
         job.member = member
-        if not (event.outgrew and self._divide_rest(job)):
+        if leaves_room or not (event.outgrew and self._divide_rest(job)):
             self._divide(answer)
         self._tell_all(answer)
 
@@ -344,7 +347,7 @@ class Coordinator:
         others = []
         for other in self._admitted.values():
             if other.is_silent:
-                room_bytes -= other.lease_bytes
+                room_bytes -= other.least_bytes
             elif other is not job and other.began_s is not None and other.rung is not None:
                 others.append((other.rung, max(now_s - other.began_s, 0.0)))
         return wait_s(mine, others, room_bytes)

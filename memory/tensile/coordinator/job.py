@@ -62,8 +62,10 @@ class Job:
 
     @property
     def least_bytes(self) -> int:
-        """That it can be brought down to: of a silent one, whose bytes are still there, nothing."""
-        return self.lease_bytes if self.is_silent else self.minimum_bytes
+        """That is its own whatever the others do: its minimum, and all that a silent one holds,
+        since nothing brings it down.
+        """
+        return max(self.lease_bytes if self.is_silent else 0, self.minimum_bytes)
 
     @property
     def missing_bytes(self) -> int:
@@ -82,7 +84,7 @@ class Job:
         """As what the device is divided among."""
         if not self.is_silent:
             return self.member
-        return replace(self.member, profile=declared(self.lease_bytes))
+        return replace(self.member, profile=declared(self.least_bytes))
 
     @property
     def claim(self) -> Claim:
