@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-from dataclasses import replace
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +15,23 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from helpers.ballast import ballast
-from helpers.budgeted_process import warm
+from helpers.budgeted_recipe import refusal
 from helpers.invented_costs import COSTS
-from helpers.random_trainings import BATCHES, Recipe, recipes
-from helpers.small_trainings import Training, contents, differences
+from helpers.random_trainings import Recipe, recipes
+from helpers.small_trainings import contents, differences
 from tensile import Session, trace
 from tensile.extents import Extent
 from tensile.gaps import gaps
 from tensile.swap_file import Transfer
 from tensile.tape import Tape
 
-STEPS = 3
+TESTS = Path(__file__).parents[1]
 SMALL, LARGE = 8, 640  # a matrix of 256 bytes, and one of 1.6 MB
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lower")
-
-
-@pytest.fixture(scope="module")
-def warmed(folder: Path) -> Path:
-    """The folder, when libraries are loaded and freed heap is the system's again at once."""
-    ctypes.CDLL(None).mallopt(-3, 512 * 1024)
-    warm(str(folder))
-    return folder
-
-
-def refusal(training: Training, session: Session | None = None) -> str | None:
-    """Trains; the beginning of the error where PyTorch refuses what a random program does."""
-    training.start()
-    try:
-        for number in range(STEPS):
-            if session is None:
-                training.step(training.batches[number % BATCHES])
-                continue
-            with session.step():
-                training.step(training.batches[number % BATCHES])
-    except RuntimeError as error:
-        return str(error).split(":")[0]
-    return None
 
 
 def saved_that_may_leave(recipe: Recipe) -> dict[str, set[int]]:
@@ -113,25 +91,25 @@ def gives_the_same_bits(recipe: Recipe, folder: Path) -> None:
 
 
 def keeps_a_budget(recipe: Recipe, share: float, folder: Path) -> None:
-    """Planned, between floor and natural peak; by the operating system's count."""
+    """Planned, between floor and natural peak; by the operating system's count, in a process where
+    nothing else comes and goes.
+    """
     assume(refusal(replace(recipe, side=SMALL).made()) is None)
-    gc.collect()
-    managed = recipe.made()
-    with Session(managed.model, managed.optimizer, folder=folder, smallest_bytes=0) as session:
-        session.prepare(managed.step, managed.batches[0], costs=COSTS)
-        assert session.forecast is not None
-        peak, floor = session.forecast.peak_bytes, session.forecast.floor_bytes
-        session.set_budget(floor + int(share * (peak - floor)))
-        assert refusal(managed, session) is None
-        stats = session.stats()
-        found = contents(managed)
-    plain = recipe.made()
-    assert refusal(plain) is None
-    assert differences(found, contents(plain)) == []
-    assert stats.deviations == 0, stats.notes
-    assert stats.swapped_out_bytes + stats.recomputed_bytes > 0
-    assert stats.budget_bytes is not None
-    assert stats.peak_bytes < 1.05 * stats.budget_bytes
+    command = (sys.executable, "-m", "helpers.budgeted_recipe", str(folder))
+    ended = subprocess.run(
+        [*command, json.dumps(asdict(recipe)), str(share)],
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(ended.stdout)
+    stats = found["stats"]
+    assert found["refused"] is None
+    assert found["differences"] == []
+    assert stats["deviations"] == 0, stats["notes"]
+    assert stats["swapped_out_bytes"] + stats["recomputed_bytes"] > 0
+    assert stats["peak_bytes"] < 1.05 * stats["budget_bytes"]
 
 
 @settings(max_examples=8)
@@ -155,6 +133,6 @@ def test_many_small_models_give_the_same_bits_when_everything_moves(
 @settings(max_examples=10, phases=[Phase.generate])
 @given(recipe=recipes(LARGE, fewest=12, most=24), share=st.sampled_from([0.0, 0.2, 0.5]))
 def test_larger_models_stay_under_budgets_down_to_the_floor(
-    warmed: Path, recipe: Recipe, share: float
+    folder: Path, recipe: Recipe, share: float
 ) -> None:
-    keeps_a_budget(recipe, share, warmed)
+    keeps_a_budget(recipe, share, folder)
