@@ -3,6 +3,7 @@ disturbed, and it comes back where it disturbs nobody.
 """
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def test_it_is_ended_and_comes_back_with_a_device_of_its_own(
         ),
     )
     assert "since it ran out of memory before" in waiting["message"]
-    assert waiting["memory"]["peak_bytes"] > 400 * 2**20
+    held_bytes = waiting["memory"]["peak_bytes"]  # as far as it came before the watch saw it
+    assert held_bytes > 100 * 2**20
     fences = {neighbour: waiting["memory"]["fence"]}
     wait_for(
         "figures of the neighbour alone",  # they are taken once a second
@@ -75,9 +77,9 @@ def test_it_is_ended_and_comes_back_with_a_device_of_its_own(
     wait_for("the return, counted", lambda: exported(own.home, returns) == [1.0])
     story = {event["kind"]: event["message"] for event in own.json("events", hungry)}
     assert (
-        "and might hold 100MiB of the device (resources.memory); write resources.memory: 5"
-        in (story["MemoryRanOut"])
-    )
+        "and might hold 100MiB of the device (resources.memory); "
+        f"write resources.memory: {math.ceil(held_bytes / 2**20)}MiB or more"
+    ) in story["MemoryRanOut"]
     assert story["Readmitted"].startswith(
         "attempt 2 comes back: attempt 1 ran out of memory on cpu:0 beside 1 other job, where it "
         "might hold 100MiB and held "
