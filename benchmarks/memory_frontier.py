@@ -1,8 +1,11 @@
 """What memory costs: budgets from 80 % of the forecast peak to the floor, against eager training.
 
-Each case is a child process; all budgets of a model are measured in turn, several times over, so
-that a busy machine slows all of them alike. Memory is the operating system's peak over the bare
-process, time is CPU seconds and wall seconds of a step: median (least–most) of the repeats. Steps
+Each arm is a process of its own. All arms of a model are there at once and take their steps in
+turn, one at a time and in an order that rotates, so that a machine whose speed changes
+changes it for all of them alike: the ratios are of steps that were taken within seconds of
+each other. Memory is the operating system's peak over the bare process; time is CPU seconds (also
+of threads that work on after their step) and wall seconds of a step. Ratios are the median over the
+rounds, in brackets the interval that has the true median in it with 95 % (order statistics). Steps
 begin to count when no better plan is being made any more. Goal: at least 45 % saved at most 5 %
 dearer; the smallest budget at most 20 % of the peak at most twice as long; passive fetches at most
 1 % after the third step; a budget above the peak (`idle`) at most 1 % dearer.
@@ -11,13 +14,15 @@ What is not managed is measured twice: `eager` as PyTorch does it, whose heap ke
 where that happens to lie, and `pooled`, which differs by tensile's allocator alone. A session is to
 be compared with both: the pool alone makes most models faster.
 
-python benchmarks/memory_frontier.py [--repeats N] [--steps N] [--shares S ...] [--write NAME] [...]
+python benchmarks/memory_frontier.py [--rounds N] [--shares S ...] [--write NAME] [MODEL ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import resource
 import statistics
@@ -35,10 +40,11 @@ from memory_forecast import load_libraries, step_of
 
 IDLE = 1.25  # of the forecast peak: more than its margin above it
 POOLED = -1  # in place of a budget
-SHARES: tuple[float | str, ...] = (0.8, 0.6, 0.45, 0.35, 0.25, "floor")
+SHARES: tuple[float | str, ...] = (0.8, 0.6, 0.55, 0.45, 0.35, 0.25, "floor")
 FIRST, MOST_FIRST = 3, 24  # steps before the clock starts; more while plans are being made
 USED = ("cpu_s", "system_s", "faults")
 MIB = 2**20
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 Case = dict[str, Any]
 
 
@@ -63,63 +69,95 @@ def forecast_here(name: str) -> Case:
     return {"forecast_bytes": found.peak_bytes, "floor_bytes": found.floor_bytes}
 
 
-def measure_here(name: str, budget: int | None, steps: int) -> Case:
-    """`steps` steps, after those in which plans are still being made. None for eager training."""
-    import tensile
-    from tensile import freed_memory, resident
+class Trainee:
+    """One arm, in its own process. A budget of None is eager training."""
 
-    model, optimizer, step, batch = made(name)
-    made_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    base, _ = resident.measure(), resident.reset_peak()
-    if base is None:
-        sys.exit("this system does not say how much memory a process has")
-    session = None
-    if budget == POOLED:
-        freed_memory.return_it()
-        freed_memory.keep_within(2**40)
-    elif budget is not None:
-        session = tensile.Session(model, optimizer, budget)
-        session.prepare(step, batch)
+    def __init__(self, name: str, budget: int | None) -> None:
+        import tensile
+        from tensile import freed_memory, resident
 
-    def run() -> float:
-        if session is None:
-            return step(batch)
-        with session.step():
-            return step(batch)
+        model, optimizer, self._step, self._batch = made(name)
+        self._made_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        base, _ = resident.measure(), resident.reset_peak()
+        if base is None:
+            sys.exit("this system does not say how much memory a process has")
+        self._base_bytes = base.total_bytes
+        self._session = None
+        if budget == POOLED:
+            freed_memory.return_it()
+            freed_memory.keep_within(2**40)
+        elif budget is not None:
+            self._session = tensile.Session(model, optimizer, budget)
+            self._session.prepare(self._step, self._batch)
+        self._losses: list[float] = []
+        self._early = self._before = None
+        self._warm = 0
 
-    losses = [run() for _ in range(FIRST)]
-    early = session.stats() if session else None
-    while len(losses) < MOST_FIRST:
-        planned_s = _planning_s()
-        losses += [run() for _ in range(2)]
-        if _planning_s() == planned_s:
-            break
-    before, used, begin_s = session.stats() if session else None, _used(), time.perf_counter()
-    losses += [run() for _ in range(steps)]
-    case: Case = {"wall_s": (time.perf_counter() - begin_s) / steps}
-    for key, now, then in zip(USED, _used(), used, strict=True):
-        case[key] = (now - then) / steps
-    measured = resident.measure()
-    assert measured is not None
-    case |= {
-        "peak_bytes": measured.peak_bytes - base.total_bytes + made_bytes,
-        "losses": losses[: FIRST + 2],
-    }
-    if session and early and before:
-        stats = session.stats()
-        case |= {
-            "peak_bytes": stats.peak_bytes,
-            "passive": stats.passive_fetches - early.passive_fetches,
-            "fetches": stats.fetches - early.fetches,
-            "moved_bytes": (stats.swapped_out_bytes - before.swapped_out_bytes) / steps,
-            "recomputed_bytes": (stats.recomputed_bytes - before.recomputed_bytes) / steps,
-            "stall_s": (stats.stall_s - before.stall_s) / steps,
-            "planning_s": _planning_s(),
-            "first": len(losses) - steps,
-            "notes": list(stats.notes),
+    def _run(self) -> None:
+        if self._session is None:
+            self._losses.append(self._step(self._batch))
+            return
+        with self._session.step():
+            self._losses.append(self._step(self._batch))
+
+    def warm_up(self) -> Case:
+        """Steps until no better plan is being made."""
+        for _ in range(FIRST):
+            self._run()
+        self._early = self._session.stats() if self._session else None
+        while len(self._losses) < MOST_FIRST:
+            planned_s = _planning_s()
+            for _ in range(2):
+                self._run()
+            if _planning_s() == planned_s:
+                break
+        self._warm = len(self._losses)
+        self._before, self._used = self._session.stats() if self._session else None, _used()
+        return {}
+
+    def turn(self) -> Case:
+        """One step; what its threads did since the last turn's end counts as its own."""
+        begin_s = time.perf_counter()
+        self._run()
+        case: Case = {"wall_s": time.perf_counter() - begin_s}
+        used = _used()
+        for key, now, then in zip(USED, used, self._used, strict=True):
+            case[key] = now - then
+        self._used = used
+        return case
+
+    def end(self) -> Case:
+        from tensile import resident
+
+        measured = resident.measure()
+        assert measured is not None
+        case: Case = {
+            "peak_bytes": measured.peak_bytes - self._base_bytes + self._made_bytes,
+            "losses": self._losses[: FIRST + 2],
         }
-        session.close()
-    return case
+        early, before = self._early, self._before
+        if self._session and early and before:
+            stats, turns = self._session.stats(), len(self._losses) - self._warm
+            case |= {
+                "peak_bytes": stats.peak_bytes,
+                "passive": stats.passive_fetches - early.passive_fetches,
+                "fetches": stats.fetches - early.fetches,
+                "moved_bytes": (stats.swapped_out_bytes - before.swapped_out_bytes) / turns,
+                "recomputed_bytes": (stats.recomputed_bytes - before.recomputed_bytes) / turns,
+                "stall_s": (stats.stall_s - before.stall_s) / turns,
+                "notes": list(stats.notes),
+            }
+            self._session.close()
+        return case
+
+    def serve(self) -> None:
+        """A line in, a line out, until `end`."""
+        for line in sys.stdin:
+            word = line.strip()
+            answers = {"warm up": self.warm_up, "turn": self.turn, "end": self.end}
+            print(json.dumps(answers[word]()), flush=True)
+            if word == "end":
+                return
 
 
 def _used() -> tuple[float, float, float]:
@@ -138,18 +176,83 @@ def _planning_s() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def measured(function: str, *arguments: object) -> Case:
-    """One of the functions `…_here`, in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+class Arm:
+    """A trainee, and what it said in its turns."""
+
+    def __init__(self, name: str, budget: int | None) -> None:
+        self.budget = budget
+        self.turns: list[Case] = []
+        self.whole: Case = {}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--child", json.dumps([name, budget])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ALONE,
+        )
+
+    def tell(self, word: str) -> None:
+        assert self._process.stdin is not None
+        print(word, file=self._process.stdin, flush=True)
+
+    def hear(self) -> Case:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"an arm ended with {self._process.wait()}, before its end")
+        case: Case = json.loads(line)
+        return case
+
+    def turn(self) -> None:
+        self.tell("turn")
+        self.turns.append(self.hear())
+
+    def end(self) -> None:
+        self.tell("end")
+        self.whole = self.hear()
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def is_managed(self) -> bool:
+        return self.budget is not None and self.budget != POOLED
+
+    def of(self, key: str) -> list[float]:
+        return [turn[key] for turn in self.turns]
+
+
+def forecast_of(name: str) -> Case:
     done = subprocess.run(
-        [sys.executable, __file__, "--child", json.dumps([function, *arguments])],
+        [sys.executable, __file__, "--forecast", name],
         check=True,
         capture_output=True,
         text=True,
-        env=environment,
+        env=ALONE,
     )
     case: Case = json.loads(done.stdout.splitlines()[-1])
     return case
+
+
+def measured(name: str, budgets: dict[str, int | None], rounds: int) -> dict[str, Arm]:
+    with contextlib.ExitStack() as stack:
+        arms: dict[str, Arm] = {}
+        for label, budget in budgets.items():  # one after the other: nothing disturbs a calibration
+            arms[label] = arm = Arm(name, budget)
+            stack.callback(arm.stop)
+            arm.tell("warm up")
+            arm.hear()
+        order = list(arms.values())
+        for number in range(rounds):
+            first = number % len(order)
+            for arm in (*order[first:], *order[:first]):
+                arm.turn()
+        for arm in order:
+            arm.end()
+        return arms
 
 
 def budgets(forecast: Case, shares: Sequence[float | str]) -> dict[str, int]:
@@ -163,29 +266,28 @@ def budgets(forecast: Case, shares: Sequence[float | str]) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("models", nargs="*", default=list(MODELS))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--shares", type=_share, nargs="+", default=SHARES)
     parser.add_argument("--write", type=Path, help="NAME.md and NAME.png")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--forecast", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.forecast:
+        print(json.dumps(forecast_here(given.forecast)))
+        return
     if given.child:
-        function, *arguments = json.loads(given.child)
-        print(json.dumps({"forecast": forecast_here, "case": measure_here}[function](*arguments)))
+        Trainee(*json.loads(given.child)).serve()
         return
     lines = ["# What memory costs", "", describe(), ""]
     print("\n".join(lines), flush=True)
     curves: dict[str, list[tuple[float, float]]] = {}
     for name in given.models:
-        forecast = measured("forecast", name)
-        arms: dict[str, int | None] = {"eager": None, "pooled": POOLED}
-        arms["idle"] = int(IDLE * forecast["forecast_bytes"])
-        arms |= budgets(forecast, given.shares)
-        cases: dict[str, list[Case]] = {label: [] for label in arms}
-        for _ in range(given.repeats):
-            for label, budget in arms.items():
-                cases[label].append(measured("case", name, budget, given.steps))
-        table, curves[name] = _table(name, forecast, arms, cases)
+        forecast = forecast_of(name)
+        wanted: dict[str, int | None] = {"eager": None, "pooled": POOLED}
+        wanted["idle"] = int(IDLE * forecast["forecast_bytes"])
+        wanted |= budgets(forecast, given.shares)
+        arms = measured(name, wanted, given.rounds)
+        table, curves[name] = _table(name, forecast, arms)
         print("\n".join(table), flush=True)
         lines += table
     if given.write:
@@ -198,14 +300,13 @@ def _share(text: str) -> float | str:
 
 
 def _table(
-    name: str, forecast: Case, arms: dict[str, int | None], cases: dict[str, list[Case]]
+    name: str, forecast: Case, arms: dict[str, Arm]
 ) -> tuple[list[str], list[tuple[float, float]]]:
-    eager = cases["eager"]
-    natural = statistics.median(case["peak_bytes"] for case in eager)
-    peak = forecast["forecast_bytes"]
+    eager, pooled = arms["eager"], arms["pooled"]
+    natural, peak = eager.whole["peak_bytes"], forecast["forecast_bytes"]
     lines = [
         f"## {name}, batch {MODELS[name][1]}: forecast {peak / MIB:.0f} MiB, eager by the system's "
-        f"count {natural / MIB:.0f} MiB",
+        f"count {natural / MIB:.0f} MiB, {len(eager.turns)} rounds",
         "",
         "| budget | MiB | peak MiB | of the budget | of the forecast | CPU × | CPU × pooled "
         "| wall × | faults/step | moved MiB/step | recomputed MiB/step | stall ms/step "
@@ -213,83 +314,77 @@ def _table(
         f"|{'---|' * 14}",
     ]
     curve = []
-    pooled = cases["pooled"]
-    for label, runs in cases.items():
-        top = max(case["peak_bytes"] for case in runs)
-        cpu, wall = _ratios(runs, eager, "cpu_s"), _ratios(runs, eager, "wall_s")
-        budget = arms[label]
-        faults = statistics.median(case["faults"] for case in runs)
-        if budget is None or budget == POOLED:
-            system = _interval([case["system_s"] / case["cpu_s"] for case in runs])
-            cpu_ms = _interval([1000 * case["cpu_s"] for case in runs], "4.0f")
-            wall_ms = _interval([1000 * case["wall_s"] for case in runs], "4.0f")
+    for label, arm in arms.items():
+        whole, budget = arm.whole, arm.budget
+        top = whole["peak_bytes"]
+        cpu, wall = _ratios(arm, eager, "cpu_s"), _ratios(arm, eager, "wall_s")
+        faults = statistics.median(arm.of("faults"))
+        if budget is None or not arm.is_managed:
+            cpu_ms = _interval([1000 * spent for spent in arm.of("cpu_s")], "4.0f")
+            system = sum(arm.of("system_s")) / sum(arm.of("cpu_s"))
             lines.append(
                 f"| {label} | | {top / MIB:.0f} | | {top / peak:.0%} | {_interval(cpu)}: {cpu_ms} "
-                f"ms, {system} of it in the kernel | | {_interval(wall)}: {wall_ms} ms "
+                f"ms, {system:.0%} of it in the kernel | | {_interval(wall)} "
                 f"| {faults:.0f} | | | | | |"
             )
             continue
         curve.append((top / peak, statistics.median(cpu)))
-        over_pooled = _ratios(runs, pooled, "cpu_s")
-        same = all(case["losses"] == eager[0]["losses"] for case in runs)
-        late = sum(case["passive"] for case in runs)
-        fetches = sum(case["fetches"] for case in runs)
+        same = whole["losses"] == eager.whole["losses"]
+        late, fetches = whole["passive"], whole["fetches"]
         lines.append(
             f"| {label} | {budget / MIB:.0f} | {top / MIB:.0f} | {top / budget:.0%} "
-            f"| {top / peak:.0%} | {_interval(cpu)} | {_interval(over_pooled)} "
+            f"| {top / peak:.0%} | {_interval(cpu)} | {_interval(_ratios(arm, pooled, 'cpu_s'))} "
             f"| {_interval(wall)} | {faults:.0f} "
-            f"| {_median(runs, 'moved_bytes') / MIB:.0f} "
-            f"| {_median(runs, 'recomputed_bytes') / MIB:.0f} "
-            f"| {1000 * _median(runs, 'stall_s'):.0f} "
+            f"| {whole['moved_bytes'] / MIB:.0f} "
+            f"| {whole['recomputed_bytes'] / MIB:.0f} "
+            f"| {1000 * whole['stall_s']:.0f} "
             f"| {late} of {fetches}{f' ({late / fetches:.1%})' if fetches else ''} "
             f"| {'yes' if same else 'NO'} |"
         )
-    lines += ["", *_verdicts(peak, eager, {label: cases[label] for label in arms})]
+    lines += ["", *_verdicts(peak, arms)]
     return [*lines, ""], curve
 
 
-def _verdicts(peak: int, eager: list[Case], cases: dict[str, list[Case]]) -> list[str]:
+def _verdicts(peak: int, arms: dict[str, Arm]) -> list[str]:
     """What the goals say of these figures; savings are of the forecast peak."""
-    managed = {label: runs for label, runs in cases.items() if label not in ("eager", "pooled")}
-    tops = {label: max(case["peak_bytes"] for case in runs) for label, runs in managed.items()}
-    dear = {
-        label: statistics.median(_ratios(runs, eager, "cpu_s")) for label, runs in managed.items()
-    }
-    passive = {
-        label: sum(case["passive"] for case in runs) / max(sum(c["fetches"] for c in runs), 1)
-        for label, runs in managed.items()
-    }
+    eager = arms["eager"]
+    managed = {label: arm for label, arm in arms.items() if arm.is_managed}
+    tops = {label: arm.whole["peak_bytes"] for label, arm in managed.items()}
+    dear = {label: _ratios(arm, eager, "cpu_s") for label, arm in managed.items()}
     saving = [label for label in managed if tops[label] <= 0.55 * peak * 1.05]
-    found = [f"- idle: {dear['idle']:.3f} times eager (goal 1.01)"]
+    found = [f"- idle: {_interval(dear['idle'], '.3f')} times eager (goal 1.01)"]
     if saving:
-        best = min(saving, key=lambda label: dear[label])
+        best = min(saving, key=lambda label: statistics.median(dear[label]))
         found.append(
-            f"- 45 % or more saved: {1 - tops[best] / peak:.0%} at {dear[best]:.2f} times eager, "
-            f"budget {best} (goal 1.05)"
+            f"- 45 % or more saved: {1 - tops[best] / peak:.0%} at {_interval(dear[best])} times "
+            f"eager, budget {best} (goal 1.05)"
         )
     lowest = min(managed, key=lambda label: tops[label])
     found.append(
         f"- least: {tops[lowest] / peak:.0%} of the forecast peak, "
-        f"{tops[lowest] / max(case['peak_bytes'] for case in eager):.0%} of what eager was counted "
-        f"with, at {dear[lowest]:.2f} times eager (goal 20 % at 2)"
+        f"{tops[lowest] / eager.whole['peak_bytes']:.0%} of what eager was counted "
+        f"with, at {_interval(dear[lowest])} times eager (goal 20 % at 2)"
     )
-    late = [f"{label} {share:.1%}" for label, share in passive.items() if share > 0.01]
+    late = {
+        label: arm.whole["passive"] / max(arm.whole["fetches"], 1) for label, arm in managed.items()
+    }
+    told = [f"{label} {share:.1%}" for label, share in late.items() if share > 0.01]
     found.append(
-        f"- more than 1 % of the fetches passive: {', '.join(late) if late else 'nowhere'}"
+        f"- more than 1 % of the fetches passive: {', '.join(told) if told else 'nowhere'}"
     )
     return found
 
 
-def _median(runs: list[Case], key: str) -> float:
-    return statistics.median(run[key] for run in runs)
-
-
-def _ratios(runs: list[Case], eager: list[Case], key: str) -> list[float]:
-    return [run[key] / plain[key] for run, plain in zip(runs, eager, strict=True)]
+def _ratios(arm: Arm, other: Arm, key: str) -> list[float]:
+    return [mine / theirs for mine, theirs in zip(arm.of(key), other.of(key), strict=True)]
 
 
 def _interval(values: list[float], form: str = ".2f") -> str:
-    middle, low, high = statistics.median(values), min(values), max(values)
+    """Median, and the order statistics that have the true one between them with 95 %."""
+    ranked, count = sorted(values), len(values)
+    middle, spread = statistics.median(ranked), 0.98 * count**0.5
+    low = ranked[max(math.floor(count / 2 - spread), 0)]
+    high = ranked[min(math.ceil(count / 2 + spread), count - 1)]
     return f"{middle:{form}} ({low:{form}}–{high:{form}})".replace("( ", "(")
 
 
