@@ -3,7 +3,8 @@ way, or below.
 
 A *content* is one storage that autograd saved, however often and through whatever views. It leaves
 only while nobody else holds it, so nobody can change it meanwhile: what comes back is what was
-saved, bit for bit.
+saved, bit for bit. What leaves is the memory: the storage and the tensors over it stay, empty, so
+that nothing has to be made anew when it returns.
 """
 
 from __future__ import annotations
@@ -15,53 +16,68 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
 from tensile.extents import Extent
 from tensile.lower_tier import TierError
 from tensile.stats import Counters
 from tensile.swap_file import SwapFile, Transfer
-from tensile.weak_storage import WeakStorage, is_held_once
+from tensile.weak_storage import is_held_once, references_of_tensors
 
 
 class Content:
-    """`storage` is None while it is not on the device. `number` is the first slot's."""
+    """`storage` is None once nobody needs it any more. `number` is the first slot's."""
 
     __slots__ = (
-        *("address", "again", "bytes", "extent", "incoming", "movable", "number", "outgoing"),
-        *("slots", "storage", "weak"),
+        *("again", "bytes", "extent", "incoming", "is_here", "movable", "number", "outgoing"),
+        *("slots", "storage"),
     )
 
     def __init__(self, storage: torch.UntypedStorage, number: int, *, movable: bool) -> None:
         self.storage: torch.UntypedStorage | None = storage
-        self.address = storage._cdata  # nobody else's while this has the storage or finds it
         self.number = number
         self.bytes = storage.nbytes()
         self.movable = movable
+        self.is_here = True  # its memory is, and does not leave
         self.slots: dict[int, Slot] = {}  # by version
         self.extent: Extent | None = None  # where its copy is or is being made
         self.outgoing: Transfer | None = None
         self.incoming: Transfer | None = None
-        self.weak: WeakStorage | None = None  # finds the storage while somebody still has it
         self.again: Callable[[], torch.UntypedStorage] | None = None  # computes it once more
 
     def is_away(self) -> bool:
         """Neither on the device nor on its way there."""
-        return self.storage is None and self.incoming is None
+        return not self.is_here and self.incoming is None
 
     def is_alone(self) -> bool:
-        """Nobody but autograd holds it: no tensor, and no Python name of the storage."""
+        """Nobody but autograd holds it: no tensor but the saved ones, and no Python name of the
+        storage. One that cannot be empty (an array's, a file's) never is.
+        """
         storage = self.storage
-        if storage is None or not is_held_once(storage):
+        tensors = sum(len(slot.saved) for slot in self.slots.values())
+        if storage is None or not is_held_once(storage, tensors):
             return False
-        return sys.getrefcount(storage) == 3  # the attribute, the local name and the argument
+        # the attribute, the local name and the argument
+        names = sys.getrefcount(storage) - (references_of_tensors() if tensors else 0)
+        return names == 3 and storage.resizable()
+
+    def move(self, storage: torch.UntypedStorage) -> None:
+        """From here on it is that one, of the same bits."""
+        for slot in self.slots.values():
+            for tensor in slot.saved:
+                layout = tensor.storage_offset(), tensor.size(), tensor.stride()
+                moved = torch.empty(0, dtype=tensor.dtype).set_(storage, *layout)
+                moved = moved.conj() if tensor.is_conj() else moved
+                tensor.data = torch._neg_view(moved) if tensor.is_neg() else moved
+        self.storage = storage
 
 
 class Slot:
-    """A storage in one version: what the trace calls a slot. `handles` are the tensors saved so;
-    one that dies says so in `dead`. `shown_bytes` are the first one's.
+    """A storage in one version: what the trace calls a slot. `handles` is how many hold it; one
+    that dies says so in `dead`. `saved` are the tensors over it, `shown_bytes` the first one's.
     """
 
-    __slots__ = ("content", "dead", "handles", "number", "shown_bytes", "version")
+    __slots__ = ("content", "dead", "handles", "number", "saved", "shown_bytes", "version")
 
     def __init__(
         self,
@@ -77,6 +93,7 @@ class Slot:
         self.content = content
         self.version = version
         self.handles = 0
+        self.saved: list[Tensor] = []
 
 
 class Contents:
@@ -100,60 +117,62 @@ class Contents:
             self._movable[content] = None
 
     def leave(self, content: Content) -> bool:
-        """Begin to bring it below; False while somebody else holds it."""
-        if content.storage is None:
+        """Begin to bring it below; False while somebody else holds it. Raises TierError."""
+        if not content.is_here:
             return True
         if not content.movable or not content.is_alone():
             return False
+        assert content.storage is not None
+        if content.outgoing is not None:  # it was recalled
+            self._check_written(content)
         if content.extent is None:
             extent = self._file.extents.take(content.bytes)
-            content.weak = WeakStorage(content.storage)
             content.outgoing = self._file.write(content.storage, extent)
             content.extent = extent
             self._outgoing.append(content)
             self._counters.swapped_out_bytes += content.bytes
+        else:
+            content.storage.resize_(0)
         self._gone(content)
         return True
 
     def forget(self, content: Content, again: Callable[[], torch.UntypedStorage]) -> bool:
         """Let it go without a copy, since `again` computes it; False while somebody holds it."""
-        if content.storage is None or not content.movable or not content.is_alone():
+        if not content.is_here or not content.movable or not content.is_alone():
             return False
+        assert content.storage is not None
         content.again = again
+        content.storage.resize_(0)
         self._gone(content)
         return True
 
     def ask(self, content: Content) -> None:
         """Begin to bring it back. What is computed again waits for its need."""
-        if content.storage is not None or content.incoming is not None:
+        if not content.is_away() or self._recalled(content):
             return
-        if self._revived(content) is not None:
-            return
-        if content.extent is not None:
-            content.incoming = self._file.read(content.extent, content.bytes)
+        if content.extent is not None and content.storage is not None:
+            content.incoming = self._file.read(content.storage, content.extent, content.bytes)
             self._incoming.append(content)
             self._counters.swapped_in_bytes += content.bytes
             self._counters.fetches += 1
 
-    def present(self, content: Content, retry: Callable[[int], None]) -> torch.UntypedStorage:
-        """Its storage, now. Waits for what is on the way, and fetches what is not.
+    def present(self, content: Content, retry: Callable[[int], None]) -> None:
+        """It is on the device, now. Waits for what is on the way, and fetches what is not.
 
         `retry(bytes)` makes room after a failed allocation, before the only second attempt.
         """
-        storage = content.storage or self._revived(content)
-        if storage is not None:
-            return storage
+        if content.is_here or (content.incoming is None and self._recalled(content)):
+            return
         begin_s = time.perf_counter()
         try:
-            storage = self._brought(content)
+            self._bring(content)
         except (TierError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             retry(content.bytes)
-            storage = self._brought(content)
+            self._bring(content)
         self._counters.stall_s += time.perf_counter() - begin_s
-        self._arrived(content, storage)
-        return storage
+        self._arrived(content)
 
     def retire(self, content: Content) -> None:
         """Nobody needs it any more."""
@@ -161,7 +180,6 @@ class Contents:
         content.again = None
         self._movable.pop(content, None)
         self._away.pop(content, None)
-        content.weak = None
         self._retired.append(content)
 
     def settle(self) -> None:
@@ -199,8 +217,10 @@ class Contents:
         too. What is below is read by whoever needs it.
         """
         for content in (*self._movable, *self._away):
+            if content.outgoing is not None and not content.outgoing.emptied:
+                content.is_here = True
             content.movable = False
-            content.incoming = None
+            content.incoming = None  # it may have some of its bits, and is read from its first one
             content.outgoing = None
         self._movable.clear()
         self._outgoing.clear()
@@ -223,46 +243,41 @@ class Contents:
         return sum(c.bytes for c, read in reads if read and not (read.has_place or read.ended))
 
     def _gone(self, content: Content) -> None:
-        if content.weak is None:
-            assert content.storage is not None
-            content.weak = WeakStorage(content.storage)
-        content.storage = None
+        content.is_here = False
         content.incoming = None
         self._movable.pop(content, None)
         self._away[content] = None
 
-    def _arrived(self, content: Content, storage: torch.UntypedStorage) -> None:
-        content.storage = storage
-        content.address = storage._cdata
+    def _arrived(self, content: Content) -> None:
+        content.is_here = True
         content.incoming = None
-        content.weak = None
         self._away.pop(content, None)
         self._movable[content] = None
 
-    def _revived(self, content: Content) -> torch.UntypedStorage | None:
-        """Its storage, if somebody still has it: the writer, or a tensor that was handed out."""
-        storage = content.weak.lifted() if content.weak is not None else None
-        if storage is not None:
-            self._arrived(content, storage)
-        return storage
+    def _recalled(self, content: Content) -> bool:
+        """Whether it could stay, since it was not written to the end yet."""
+        if content.outgoing is None or not content.outgoing.recall():
+            return False
+        self._arrived(content)
+        return True
 
-    def _brought(self, content: Content) -> torch.UntypedStorage:
+    def _bring(self, content: Content) -> None:
         if content.incoming is not None:
             transfer, content.incoming = content.incoming, None
             transfer.wait()
             transfer.check()
-            assert transfer.storage is not None
-            return transfer.storage
+            return
         if content.again is not None:
-            storage = content.again()
+            content.move(content.again())
             self._counters.recomputed_bytes += content.bytes
             content.again = None
-            return storage
+            return
         assert content.extent is not None
+        assert content.storage is not None
         self._counters.passive_fetches += 1
         self._counters.swapped_in_bytes += content.bytes
         self._counters.fetches += 1
-        return self._file.read_now(content.extent, content.bytes)
+        self._file.read_now(content.storage, content.extent, content.bytes)
 
     def _check_written(self, content: Content) -> None:
         transfer, content.outgoing = content.outgoing, None
@@ -271,8 +286,8 @@ class Contents:
         if content.extent is not None:
             self._file.extents.give(content.extent)
             content.extent = None
-        if transfer.storage is not None and content.storage is None and content.slots:
-            self._arrived(content, transfer.storage)
+        if content.slots and not content.is_here:
+            self._arrived(content)
         transfer.check()
 
     def _released(self, content: Content) -> bool:

@@ -352,8 +352,8 @@ class Execution:
             if content.incoming is None and self._pressure.room_bytes(rise) > content.bytes:
                 self._contents.ask(content)
 
-    def _present(self, content: Content) -> torch.UntypedStorage:
-        return self._contents.present(content, lambda _: self._pressure.empty(self._used()))
+    def _present(self, content: Content) -> None:
+        self._contents.present(content, lambda _: self._pressure.empty(self._used()))
 
     def _touched(self, storage: torch.UntypedStorage) -> bool:
         name = self._residency.owner_of(storage) if self._running else None

@@ -184,7 +184,7 @@ class Observation:
 
     def _note_alone(self, index: int) -> None:
         for saved in self._waiting:
-            if saved.content.storage is None or saved.content.is_alone():
+            if not saved.content.is_here or saved.content.is_alone():
                 saved.alone = index
         self._waiting = [
             saved for saved in self._waiting if saved.alone is None and saved.gone is None

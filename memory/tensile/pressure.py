@@ -22,6 +22,7 @@ _EARLY = 0.8  # share of the budget from which on writes begin, where no plan sa
 # What freed memory does not wait in, since others take some too: a share of the budget, …
 _SPARE = 0.03
 _UNWATCHED_SPARE = 0.08  # … more where nobody looks meanwhile, …
+_GRAIN_BYTES = 64 * 2**10
 _FEW_BYTES = 3 * 2**20  # … and so much, or as large a share again of a small budget
 _MOST_LEARNT = 0.25  # share of a budget that is kept free of what waits, since steps exceeded it
 _PIECES = 16  # of a budget, in which a lease that rises and falls is asked for
@@ -42,6 +43,7 @@ class Pressure:
     def __init__(self, gauge: Gauge, contents: Contents, residency: Residency) -> None:
         self.lease: Lease | None = None
         self._limit_bytes: int | None = None
+        self._usual_spare_bytes = 0
         self._now_bytes = 0  # of the limit, as far as there is one
         self._refused_until_s = 0.0  # nobody will have returned much by then
         self.rise_bytes = 0
@@ -66,6 +68,7 @@ class Pressure:
     def limit_bytes(self, limit_bytes: int | None) -> None:
         self._limit_bytes = limit_bytes
         if limit_bytes is not None:
+            self._usual_spare_bytes = self._spare_bytes(_SPARE)
             self._now_bytes = limit_bytes
             if self.lease is not None:
                 self._now_bytes = min(limit_bytes, self.lease.lease_bytes)
@@ -76,14 +79,9 @@ class Pressure:
         """
         if self.limit_bytes is None:
             return True
-        if self._trust <= 0 or not freed_memory.is_counted():
+        if not self._is_likely_roomy(rise_bytes):
             return False
-        self._trust -= 1
-        coming_bytes = rise_bytes + self._contents.incoming_bytes
-        likely_bytes = self._lent_bytes() + self._beside_bytes + coming_bytes
-        if likely_bytes > self._now_bytes - self._spare_bytes(_SPARE):
-            return False
-        self._keep_within(scratch_bytes)
+        self._keep_within(scratch_bytes, self._usual_spare_bytes)
         return True
 
     def relieve(
@@ -100,8 +98,11 @@ class Pressure:
         """
         if self.limit_bytes is None:
             return 0
-        held = self._held_bytes()
         rise_bytes += coming_bytes
+        if self.lease is None and self._is_likely_roomy(rise_bytes + paged_bytes):
+            self._let_wait(paged_bytes, scratch_bytes, self._usual_spare_bytes)
+            return 0
+        held = self._held_bytes()
         self._fit(held + rise_bytes + paged_bytes)
         missing_bytes = held + rise_bytes + paged_bytes - self._now_bytes
         missing_bytes -= self._contents.outgoing_bytes
@@ -164,7 +165,7 @@ class Pressure:
             self.empty(frozenset())
         self._held_bytes()
         away_bytes = self._residency.away_bytes(self._residency.away())
-        self._let_wait(away_bytes, size_bytes)
+        self._let_wait(away_bytes, size_bytes, self._usual_spare_bytes)
 
     def bring_back(self, names: Iterable[str]) -> None:
         """Ask for what has left of `names`, as far as there is room."""
@@ -182,7 +183,8 @@ class Pressure:
             return
         away_bytes = self._residency.away_bytes(self._residency.away())
         self._fit(self._held_bytes() + away_bytes)
-        self._let_wait(away_bytes, spare=_SPARE if watched else _UNWATCHED_SPARE)
+        spare_bytes = self._spare_bytes(_SPARE if watched else _UNWATCHED_SPARE)
+        self._let_wait(away_bytes, 0, spare_bytes)
 
     def learn(self, over_bytes: int) -> None:
         """A step held so much more than the budget for a moment, in what no pool lends, the scratch
@@ -209,6 +211,14 @@ class Pressure:
         self._beside_bytes, self._trust = max(0, held_bytes - lent_bytes), _TRUST
         return held_bytes + without_place_bytes
 
+    def _is_likely_roomy(self, more_bytes: int) -> bool:
+        if self._trust <= 0 or not freed_memory.is_counted():
+            return False
+        self._trust -= 1
+        coming_bytes = more_bytes + self._contents.incoming_bytes
+        likely_bytes = self._lent_bytes() + self._beside_bytes + coming_bytes
+        return likely_bytes <= self._now_bytes - self._usual_spare_bytes
+
     def _fit(self, needed_bytes: int) -> None:
         """Of a lease that rises and falls: ask for what is needed and a little more, which others
         may have; give back what is far over, once nothing waits freed there. Whoever gets pages
@@ -216,7 +226,7 @@ class Pressure:
         """
         if self.lease is None or self.limit_bytes is None:
             return
-        needed_bytes += self._spare_bytes(_SPARE)
+        needed_bytes += self._usual_spare_bytes
         piece_bytes = self.limit_bytes // _PIECES
         granted_bytes = self.lease.lease_bytes
         if granted_bytes < min(needed_bytes, self.limit_bytes):
@@ -229,7 +239,7 @@ class Pressure:
         kept_bytes = max(needed_bytes + piece_bytes, self.lease.keeps_bytes or 0)
         if kept_bytes + piece_bytes < granted_bytes and self.lease.is_connected:
             self._now_bytes = kept_bytes
-            self._keep_within(0)
+            self._keep_within(0, self._usual_spare_bytes)
             self.lease.give_back(self._now_bytes)
             granted_bytes = self.lease.lease_bytes
         self._now_bytes = min(granted_bytes, self.limit_bytes)
@@ -247,19 +257,20 @@ class Pressure:
         if excess > 0:
             self._let_go(excess, in_use)
             held_bytes = self._wait(rise_bytes + paged_bytes)
-        self._let_wait(paged_bytes, scratch_bytes)
+        self._let_wait(paged_bytes, scratch_bytes, self._usual_spare_bytes)
 
-    def _let_wait(self, paged_bytes: int, scratch_bytes: int = 0, spare: float = _SPARE) -> None:
+    def _let_wait(self, paged_bytes: int, scratch_bytes: int, spare_bytes: int) -> None:
         """What was freed may wait where nothing else needs to be: the pool itself makes room for
         tensors, and here for what does not come from it, `paged_bytes` and `scratch_bytes` of it
         soon.
         """
         self._beside_bytes += paged_bytes
-        self._keep_within(scratch_bytes, spare)
+        self._keep_within(scratch_bytes, spare_bytes)
 
-    def _keep_within(self, scratch_bytes: int, spare: float = _SPARE) -> None:
-        spare_bytes = self._spare_bytes(spare) + max(self._learnt_bytes, scratch_bytes)
+    def _keep_within(self, scratch_bytes: int, spare_bytes: int) -> None:
+        spare_bytes += max(self._learnt_bytes, scratch_bytes)
         own_bytes = self._now_bytes - spare_bytes - self._beside_bytes
+        own_bytes -= own_bytes % _GRAIN_BYTES  # so that few moments have another limit
         freed_memory.keep_within(own_bytes + self._gauge.foreign_bytes)
 
     def _lent_bytes(self) -> int:

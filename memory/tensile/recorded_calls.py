@@ -90,7 +90,11 @@ class Mark:
         self._weak = WeakStorage(storage)
 
     def is_of(self, slot: Slot) -> bool:
-        return (slot.content.address, slot.version) == (self.address, self.version)
+        storage = slot.content.storage
+        return storage is not None and (storage._cdata, slot.version) == (
+            self.address,
+            self.version,
+        )
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -126,15 +130,16 @@ class Again:
 
     __slots__ = ("_bring", "_call", "_source")
 
-    def __init__(
-        self, call: Call, source: Slot, bring: Callable[[Content], torch.UntypedStorage]
-    ) -> None:
+    def __init__(self, call: Call, source: Slot, bring: Callable[[Content], None]) -> None:
         self._call = call
         self._source = Hold(source)
         self._bring = bring
 
     def __call__(self) -> torch.UntypedStorage:
-        return self._call.compute(self._bring(self._source.slot.content))
+        source = self._source.slot.content
+        self._bring(source)
+        assert source.storage is not None
+        return self._call.compute(source.storage)
 
 
 class RecordedCalls:

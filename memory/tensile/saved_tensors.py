@@ -1,8 +1,8 @@
 """The hooks that autograd calls when it saves a tensor and when it asks for it back.
 
-Hooks switch autograd's own version check off, so a handle carries a probe: a tensor without bytes
-that shares the version counter of what was saved. Without it, an in-place change between forward
-and backward would give wrong gradients without a word.
+Hooks switch autograd's own version check off, so a handle has a tensor that shares the version
+counter of what was saved. Without that, an in-place change between forward and backward would give
+wrong gradients without a word.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from tensile.contents import Content, Slot
 
 _PLAIN = frozenset({Tensor, nn.Parameter})
-_NOTHING = torch.empty(0)
 
 
 class Hold:
@@ -43,33 +42,19 @@ class Kept:
 
 
 class Handle:
-    """A saved tensor: its layout over the slot's storage, and what follows its version.
-
-    `tensor` is the tensor itself where it is not worth moving.
+    """A saved tensor over the slot's storage, which follows its version. While the content is away
+    it is one without memory.
     """
 
-    __slots__ = ("layout", "probe", "slot", "tensor")
+    __slots__ = ("slot", "tensor")
 
     def __init__(self, slot: Slot, tensor: Tensor) -> None:
         self.slot = slot
         slot.handles += 1
-        if slot.content.movable and not (tensor.is_conj() or tensor.is_neg()):
-            self.tensor: Tensor | None = None
-            self.layout = (
-                *(tensor.dtype, tensor.storage_offset()),
-                *(tensor.size(), tensor.stride()),
-            )
-            self.probe = tensor.detach()
-            self.probe.data = _NOTHING
-        else:
-            self.tensor = self.probe = tensor
-
-    def rebuilt(self, storage: torch.UntypedStorage) -> Tensor:
-        """The tensor again, over `storage`. A change of it is seen by every probe of it."""
-        dtype, offset, size, stride = self.layout
-        tensor = self.probe.detach()
-        tensor.data = torch.empty(0, dtype=dtype).set_(storage, offset, size, stride)
-        return tensor
+        if slot.content.movable:
+            tensor = tensor.detach()
+            slot.saved.append(tensor)
+        self.tensor = tensor
 
     def __del__(self) -> None:
         self.slot.dead.append(self.slot)  # in any thread, at any time: no lock, no book-keeping
@@ -80,7 +65,7 @@ class SavedTensors:
 
     `packed(slot)` and `unpacked(slot)` are told of every moment that a trace has too; `touched`
     answers whether a storage belongs to the model, and hears that it is in use. `present(content)`
-    brings a storage, `retired(content)` is told that nobody needs it.
+    brings one back, `retired(content)` is told that nobody needs it.
     """
 
     def __init__(
@@ -89,7 +74,7 @@ class SavedTensors:
         packed: Callable[[Slot], None],
         unpacked: Callable[[Slot], None],
         touched: Callable[[torch.UntypedStorage], bool],
-        present: Callable[[Content], torch.UntypedStorage],
+        present: Callable[[Content], None],
         retired: Callable[[Content], None],
         smallest_bytes: int,
     ) -> None:
@@ -136,19 +121,20 @@ class SavedTensors:
             self._touched(saved.tensor.untyped_storage())
             return saved.tensor
         assert isinstance(saved, Handle)
-        slot = saved.slot
-        if saved.probe._version != slot.version:
-            shown = saved.tensor if saved.tensor is not None else _shown(saved)
-            _check_version(saved.probe, slot.version, shown)
+        slot, tensor = saved.slot, saved.tensor
+        if tensor._version != slot.version:
+            _check_version(tensor, slot.version, tensor)
         self.reap()
-        there = slot.content.storage  # held, so that making room does not take just this one
+        content = slot.content
+        there = content.storage  # held, so that making room does not take just this one
         self._unpacked(slot)
+        if not content.is_here:
+            self._present(content)
+            assert content.storage is not None
+            self._contents[content.storage._cdata] = content  # another one, if it was computed
         del there
-        if saved.tensor is not None:
-            return saved.tensor
-        storage = self._present(slot.content)
-        self._contents[storage._cdata] = slot.content
-        return saved.rebuilt(storage)
+        # another tensor over it, so that it is held for as long as that is in use
+        return tensor.detach() if content.movable else tensor
 
     def reap(self) -> None:
         """Take note of the handles that died since the last time."""
@@ -157,6 +143,7 @@ class SavedTensors:
             slot.handles -= 1
             if slot.handles:
                 continue
+            slot.saved.clear()
             content = slot.content
             content.slots.pop(slot.version, None)
             if not content.slots:
@@ -185,11 +172,6 @@ class SavedTensors:
         content.slots[version] = slot
         self.slots[number] = slot
         return slot
-
-
-def _shown(handle: Handle) -> Tensor:
-    dtype, _, size, _ = handle.layout
-    return torch.empty(size, dtype=dtype, device="meta")
 
 
 def _check_version(probe: Tensor, expected: int, shown: Tensor) -> None:

@@ -14,6 +14,7 @@ import fcntl
 import mmap
 import os
 import threading
+from _thread import allocate_lock
 from collections.abc import Callable
 from mmap import PAGESIZE as PAGE_BYTES
 from queue import SimpleQueue
@@ -34,29 +35,54 @@ _libc.memcpy.restype = ctypes.c_void_p
 
 
 class Transfer:
-    """One copy between memory and file. `storage` is what a read brought; after a failed write it
-    is what could not be written. `has_place`: the memory for a read was taken from the pool.
+    """One copy between memory and file. `has_place`: the memory for a read was taken from the pool.
+    After a failed write, or one that was recalled in time, its memory is as it was.
     """
 
-    __slots__ = ("_ended", "bytes", "error", "has_place", "storage")
+    __slots__ = (
+        "_busy",
+        "_changing",
+        "_recalled",
+        "bytes",
+        "emptied",
+        "ended",
+        "error",
+        "has_place",
+    )
 
     def __init__(self, size_bytes: int) -> None:
         self.bytes = size_bytes
-        self.storage: torch.UntypedStorage | None = None
         self.error: OSError | None = None
         self.has_place = False
-        self._ended = threading.Event()
-
-    @property
-    def ended(self) -> bool:
-        return self._ended.is_set()
+        self.emptied = False  # the memory of a write is free
+        self.ended = False
+        self._recalled = False
+        self._changing = allocate_lock()
+        self._busy = allocate_lock()  # until the end; an event would take twice as long to make
+        self._busy.acquire()
 
     def end(self) -> None:
-        self._ended.set()
+        self.ended = True
+        self._busy.release()
 
     def wait(self) -> None:
         """Until it has ended, well or not."""
-        self._ended.wait()
+        if not self.ended:
+            with self._busy:
+                pass
+
+    def empty(self, storage: torch.UntypedStorage) -> None:
+        """What was written leaves memory now, unless somebody wants it back already."""
+        with self._changing:
+            if not self._recalled:
+                storage.resize_(0)
+                self.emptied = True
+
+    def recall(self) -> bool:
+        """Let what is being written stay in memory too; False where it has left."""
+        with self._changing:
+            self._recalled = not self.emptied
+        return self._recalled
 
     def check(self) -> None:
         """Raises TierError if it failed."""
@@ -75,6 +101,7 @@ class SwapFile:
         self.tier = tier
         self.extents = Extents()
         self._descriptor = -1
+        self._bounce: mmap.mmap | None = None  # of who reads at once
         self._writer = Channel("tensile writer")
         self._reader = Channel("tensile reader")
         self._out, self._in = CopyPace(), CopyPace()
@@ -101,7 +128,9 @@ class SwapFile:
         self._in.in_child()
 
     def write(self, storage: torch.UntypedStorage, extent: Extent) -> Transfer:
-        """Begin to copy `storage` out. It is held until then, and by nobody here afterwards."""
+        """Begin to copy `storage` out. Its memory is free at the end; it is held until then, and by
+        nobody here afterwards.
+        """
         self._open()
         transfer = Transfer(storage.nbytes())
         waiting = [storage]
@@ -109,19 +138,19 @@ class SwapFile:
         self._writer.submit(lambda bounce: self._write(transfer, waiting, extent, bounce))
         return transfer
 
-    def read(self, extent: Extent, size_bytes: int) -> Transfer:
-        """Begin to copy back; the transfer's `storage` is fresh, page-aligned memory."""
+    def read(self, storage: torch.UntypedStorage, extent: Extent, size_bytes: int) -> Transfer:
+        """Begin to copy back into `storage`, which has no memory until then."""
         transfer = Transfer(size_bytes)
-        self._reader.submit(lambda bounce: self._read(transfer, extent))
+        self._reader.submit(lambda bounce: self._read(transfer, storage, extent, bounce))
         return transfer
 
-    def read_now(self, extent: Extent, size_bytes: int) -> torch.UntypedStorage:
+    def read_now(self, storage: torch.UntypedStorage, extent: Extent, size_bytes: int) -> None:
         """The same in the calling thread, ahead of all that wait. Raises TierError."""
         transfer = Transfer(size_bytes)
-        self._read(transfer, extent)
+        if self._bounce is None:
+            self._bounce = _bounce()
+        self._read(transfer, storage, extent, self._bounce)
         transfer.check()
-        assert transfer.storage is not None
-        return transfer.storage
 
     def ask(self, work: Callable[[], None], size_bytes: int) -> Transfer:
         """Let the reader thread bring something else back, in its turn."""
@@ -170,10 +199,11 @@ class SwapFile:
                 count = min(BOUNCE_BYTES, transfer.bytes - start)
                 _libc.memcpy(_address(bounce), address + start, count)
                 self._put(memoryview(bounce)[: page_rounded(count)], extent.offset + start)
+            transfer.empty(waiting[0])
         except OSError as error:
-            transfer.error, transfer.storage = error, waiting[0]
+            transfer.error = error
         finally:
-            waiting.clear()  # before the end is told: whoever waits for it waits for the memory
+            waiting.clear()  # before the end is told: whoever waits for it may ask who holds it
             transfer.end()
 
     def _put(self, piece: memoryview, offset: int) -> None:
@@ -189,16 +219,30 @@ class SwapFile:
             if piece.nbytes and written % PAGE_BYTES:
                 self._leave_direct()
 
-    def _read(self, transfer: Transfer, extent: Extent) -> None:
+    def _read(
+        self,
+        transfer: Transfer,
+        storage: torch.UntypedStorage,
+        extent: Extent,
+        bounce: mmap.mmap,
+    ) -> None:
         try:
             self._in.take(transfer.bytes)  # while it takes no memory yet
-            storage, pages = _fresh(transfer.bytes)
+            _fill(storage, transfer.bytes)
             transfer.has_place = freed_memory.is_pooled(transfer.bytes)
-            self._get(pages, extent.offset)
-            transfer.storage = storage
+            address = storage.data_ptr()
+            if transfer.has_place:  # whole pages, to the end of the last one
+                self._get(_view(address, page_rounded(transfer.bytes)), extent.offset)
+            else:
+                for start in range(0, transfer.bytes, BOUNCE_BYTES):
+                    count = min(BOUNCE_BYTES, transfer.bytes - start)
+                    self._get(memoryview(bounce)[: page_rounded(count)], extent.offset + start)
+                    _libc.memcpy(address + start, _address(bounce), count)
         except OSError as error:
             transfer.error = error
+            storage.resize_(0)
         finally:
+            del storage
             transfer.end()
 
     def _get(self, target: memoryview, offset: int) -> None:
@@ -231,9 +275,8 @@ class Channel:
     def start(self) -> None:
         """Raises RuntimeError where the system has no room for a thread."""
         if self._thread is None:
-            bounce = mmap.mmap(-1, BOUNCE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             thread = threading.Thread(
-                target=self._run, args=(bounce,), name=self._name, daemon=True
+                target=self._run, args=(_bounce(),), name=self._name, daemon=True
             )
             thread.start()
             self._thread = thread
@@ -254,17 +297,16 @@ class Channel:
             del work  # it holds what was moved
 
 
-def _fresh(size_bytes: int) -> tuple[torch.UntypedStorage, memoryview]:
-    """A new storage, and the whole pages that it lies in. Raises OSError without memory."""
-    if freed_memory.is_pooled(size_bytes):
-        try:
-            content = torch.empty(size_bytes, dtype=torch.uint8)
-        except RuntimeError as error:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
-        return content.untyped_storage(), _view(content.data_ptr(), page_rounded(size_bytes))
-    area = mmap.mmap(-1, page_rounded(size_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    content = torch.frombuffer(area, dtype=torch.uint8, count=size_bytes)
-    return content.untyped_storage(), memoryview(area)
+def _fill(storage: torch.UntypedStorage, size_bytes: int) -> None:
+    """Give it memory. Raises OSError where there is none."""
+    try:
+        storage.resize_(size_bytes)
+    except RuntimeError as error:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
+
+
+def _bounce() -> mmap.mmap:
+    return mmap.mmap(-1, BOUNCE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _view(address: int, size_bytes: int) -> memoryview:

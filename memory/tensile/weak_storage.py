@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from typing import cast
 
 import torch
@@ -27,3 +29,13 @@ class WeakStorage:
 def is_held_once(storage: torch.UntypedStorage, tensors: int = 0) -> bool:
     """Whether no more than `tensors` tensors are over it. Python names of it do not count."""
     return torch._C._storage_Use_Count(storage._cdata) == 1 + tensors
+
+
+@cache
+def references_of_tensors() -> int:
+    """How many references to the Python name of a storage torch has, while tensors are over it."""
+    tensor = torch.empty(1)
+    storage = tensor.untyped_storage()
+    with_tensor = sys.getrefcount(storage)
+    del tensor
+    return with_tensor - sys.getrefcount(storage)

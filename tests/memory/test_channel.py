@@ -189,20 +189,19 @@ def test_who_waits_for_a_turn_goes_on_when_the_limit_is_lifted() -> None:
 
 def test_a_file_copies_no_faster_than_it_may_and_gives_the_same_bytes_back(tmp_path: Path) -> None:
     file = SwapFile(LowerTier(tmp_path))
-    numbers = torch.arange(2**18, dtype=torch.int32)  # a MiB
-    content = numbers.untyped_storage()
-    extent = file.extents.take(content.nbytes())
+    numbers = [torch.arange(2**18, dtype=torch.int32) for _ in range(3)]  # a MiB each
+    contents = [each.untyped_storage() for each in numbers]
+    extents = [file.extents.take(2**20) for _ in contents]
     file.limit(8 * 2**20, 16 * 2**20)
     begin_s = time.monotonic()
-    for _ in range(3):
-        written = file.write(content, extent)
-    written.wait()
+    for written in [file.write(c, e) for c, e in zip(contents, extents, strict=True)]:
+        written.wait()
     assert time.monotonic() - begin_s > 0.2  # two of three MiB were paid for: a quarter second
     begin_s = time.monotonic()
-    for _ in range(3):
-        found = file.read_now(extent, content.nbytes())
+    for content, extent in zip(contents, extents, strict=True):
+        file.read_now(content, extent, 2**20)
     assert time.monotonic() - begin_s > 0.1
-    assert torch.equal(torch.tensor(found, dtype=torch.int32), numbers)
+    assert all(torch.equal(each, torch.arange(2**18, dtype=torch.int32)) for each in numbers)
     file.close()
 
 

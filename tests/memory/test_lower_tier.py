@@ -66,25 +66,59 @@ def test_what_was_written_is_read_back(file: SwapFile, size_bytes: int) -> None:
     written = file.write(storage, extent)
     written.wait()
     written.check()
-    brought = file.read(extent, size_bytes)
+    assert storage.nbytes() == 0
+    brought = file.read(storage, extent, size_bytes)
     brought.wait()
     brought.check()
-    assert brought.storage is not None
-    assert torch.equal(as_bytes(brought.storage), as_bytes(storage))
-    assert torch.equal(as_bytes(file.read_now(extent, size_bytes)), as_bytes(storage))
+    assert torch.equal(as_bytes(storage), as_bytes(noise(size_bytes)))
+    storage.resize_(0)
+    file.read_now(storage, extent, size_bytes)
+    assert torch.equal(as_bytes(storage), as_bytes(noise(size_bytes)))
+
+
+def test_tensors_over_what_left_have_their_content_again(file: SwapFile) -> None:
+    tensor = torch.arange(60_000, dtype=torch.float32).view(200, 300)
+    turned, expected = tensor.t()[7:], tensor.t()[7:].clone()
+    storage, size_bytes = tensor.untyped_storage(), tensor.nbytes
+    extent = file.extents.take(size_bytes)
+    file.write(storage, extent).wait()
+    assert storage.nbytes() == 0
+    file.read(storage, extent, size_bytes).wait()
+    assert torch.equal(turned, expected)
 
 
 def test_many_transfers_in_both_directions_keep_apart(file: SwapFile) -> None:
-    storages = [noise(10_000 + 777 * number) for number in range(20)]
-    extents = [file.extents.take(storage.nbytes()) for storage in storages]
+    sizes = [10_000 + 777 * number for number in range(20)]
+    storages = [noise(size_bytes) for size_bytes in sizes]
+    extents = [file.extents.take(size_bytes) for size_bytes in sizes]
     written = [file.write(s, e) for s, e in zip(storages, extents, strict=True)]
     for transfer in written:
         transfer.wait()
-    brought = [file.read(e, s.nbytes()) for s, e in zip(storages, extents, strict=True)]
-    for storage, transfer in zip(storages, brought, strict=True):
+    brought = [file.read(s, e, n) for s, e, n in zip(storages, extents, sizes, strict=True)]
+    for storage, transfer, size_bytes in zip(storages, brought, sizes, strict=True):
         transfer.wait()
-        assert transfer.storage is not None
-        assert torch.equal(as_bytes(transfer.storage), as_bytes(storage))
+        assert torch.equal(as_bytes(storage), as_bytes(noise(size_bytes)))
+
+
+def test_what_is_recalled_while_it_is_written_stays(file: SwapFile) -> None:
+    file.limit(2**20, None)  # so the second write waits for the end of the first one's second
+    first, second = noise(2**20), noise(2**18)
+    file.write(first, file.extents.take(2**20))
+    extent = file.extents.take(2**18)
+    transfer = file.write(second, extent)
+    assert transfer.recall()
+    file.limit(None, None)
+    transfer.wait()
+    assert not transfer.emptied
+    assert torch.equal(as_bytes(second), as_bytes(noise(2**18)))
+    file.read_now(third := torch.UntypedStorage(0), extent, 2**18)  # its copy is valid all the same
+    assert torch.equal(as_bytes(third), as_bytes(second))
+
+
+def test_what_has_left_is_recalled_too_late(file: SwapFile) -> None:
+    transfer = file.write(noise(5000), file.extents.take(5000))
+    transfer.wait()
+    assert not transfer.recall()
 
 
 def test_a_write_that_fails_keeps_the_memory_and_says_why(tmp_path: Path) -> None:
@@ -103,7 +137,8 @@ def test_a_write_that_fails_keeps_the_memory_and_says_why(tmp_path: Path) -> Non
     with pytest.raises(TierError, match="nothing on the device was lost") as refused:
         transfer.check()
     assert refused.value.errno == errno.EFBIG
-    assert transfer.storage is storage
+    assert torch.equal(as_bytes(storage), as_bytes(noise(2**20)))
+    assert transfer.recall()
 
 
 def test_a_folder_in_memory_is_refused() -> None:
@@ -146,10 +181,11 @@ from tensile.lasting_file import LastingFile
 tier = LowerTier(sys.argv[1])
 file, lasting = SwapFile(tier), LastingFile(tier)
 storage = torch.ones(2**18).untyped_storage()
-file.write(storage, file.extents.take(storage.nbytes())).wait()
 placed = lasting.place(storage)
+file.write(storage, file.extents.take(storage.nbytes())).wait()
 print("ready", flush=True)
 while True:
+    storage = torch.ones(2**18).untyped_storage()
     file.write(storage, file.extents.take(storage.nbytes()))
 """
 

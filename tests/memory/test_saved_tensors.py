@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from helpers.ballast import ballast
 from helpers.random_programs import Operation, operations, perform
 from tensile import Session
+from tensile.contents import Content, Slot
 
 SIDE = 6
 
@@ -81,6 +84,33 @@ def test_saved_tensors_really_leave_and_come_back(session: Session) -> None:
     after = session.stats()
     assert after.swapped_out_bytes - before.swapped_out_bytes >= 64 * 64 * 4
     assert after.swapped_in_bytes > before.swapped_in_bytes
+
+
+def test_memory_that_is_not_torchs_own_stays(session: Session) -> None:
+    def work() -> tuple[Tensor | None, ...]:
+        x = torch.ones(64, 64, requires_grad=True)
+        lent = torch.from_numpy(np.arange(64 * 64, dtype=np.float32).reshape(64, 64))
+        loss = (x * lent).exp2().clamp(max=2).sum()
+        del lent  # from here on only autograd has it
+        loss.backward()  # type: ignore[no-untyped-call]
+        return (x.grad,)
+
+    assert same(outcome(work, nullcontext()), outcome(work, session.step()))
+
+
+def test_what_is_computed_again_keeps_the_signs_of_its_views() -> None:
+    made = torch.randn(6, dtype=torch.complex64)
+    conjugate, negative = made.conj(), made.conj().imag
+    expected = conjugate.clone(), negative.clone()
+    content = Content(made.untyped_storage(), 0, movable=True)
+    slot = Slot(0, content, made._version, deque())
+    content.slots[made._version] = slot
+    slot.saved += [conjugate.detach(), negative.detach()]
+    again = made.clone().untyped_storage()
+    content.move(again)
+    made.zero_()
+    assert all(map(torch.equal, slot.saved, expected))
+    assert all(tensor.untyped_storage()._cdata == again._cdata for tensor in slot.saved)
 
 
 def test_a_saved_tensor_that_was_changed_is_refused_in_autograds_words(session: Session) -> None:

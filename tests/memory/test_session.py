@@ -761,10 +761,10 @@ def test_a_content_that_finds_no_memory_comes_back_after_room_was_made(tmp_path:
             refused.append(size_bytes)
             resource.setrlimit(resource.RLIMIT_AS, (more[1], more[1]))
 
-        storage = book.present(content, retry)
+        book.present(content, retry)
     file.close()
     assert refused == [2**25]
-    found = torch.empty(0, dtype=torch.int32).set_(storage)  # type: ignore[call-overload]
+    found = torch.empty(0, dtype=torch.int32).set_(content.storage)  # type: ignore[call-overload]
     assert torch.equal(found, torch.arange(2**23, dtype=torch.int32))
 
 
