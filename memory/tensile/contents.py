@@ -239,6 +239,8 @@ class Contents:
     @property
     def incoming_bytes(self) -> int:
         """Bytes that are on the way and have no place yet."""
+        if not self._incoming:
+            return 0
         reads = ((content, content.incoming) for content in self._incoming)
         return sum(c.bytes for c, read in reads if read and not (read.has_place or read.ended))
 

@@ -85,6 +85,7 @@ class Execution:
         if self.calls is not None:
             self.calls.begin_step()
             self.calls.active = schedule is not None
+        self._pressure.distance = None if schedule is None else self._events_until
         if schedule is None:
             limit = self._pressure.limit_bytes or 0
             # no graph holds the parameters now, so they can be placed: half of the budget is free
@@ -155,7 +156,6 @@ class Execution:
             self._contents.settle()
             self.observation.see(moment, number, name)
         index = self._index(moment, number, name, shown_bytes)
-        self._pressure.distance = None if index is None else self._events_until
         if index is None:
             self._contents.settle()
             unplanned_bytes = unmade_bytes + self._residency.away_bytes(needed)
@@ -242,6 +242,7 @@ class Execution:
             expected = self.schedule.expected()
             index = self._changed_over(self.schedule, moment, number, name, shown_bytes)
             if index is None:
+                self._pressure.distance = None
                 self._counters.deviations += 1
                 self._counters.note(
                     f"a step met {moment} {name or number} where its plan expects {expected}; the "

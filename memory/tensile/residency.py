@@ -233,7 +233,8 @@ class Residency:
 
     @property
     def incoming_bytes(self) -> int:
-        return sum(t.bytes for t in self._incoming.values() if not t.ended)
+        transfers = self._incoming.values()
+        return sum(t.bytes for t in transfers if not t.ended) if transfers else 0
 
     @property
     def lasting_bytes(self) -> int:

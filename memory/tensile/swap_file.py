@@ -27,7 +27,7 @@ from tensile.extents import Extent, Extents, page_rounded
 from tensile.lower_tier import LowerTier, TierError
 
 BOUNCE_BYTES = 128 * 2**10  # of each thread; the process has them beside the tensors
-_WRITE_BYTES = 2**20  # at once, where the memory can be written as it is
+_WRITE_BYTES = 8 * 2**20  # at once, where the memory can be written as it is
 
 _libc = ctypes.CDLL(None)  # unlike ctypes.memmove, a call of a library lets other threads run
 _libc.memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
