@@ -61,6 +61,18 @@ def test_a_step_waits_until_the_other_ones_peak_has_passed_and_not_longer() -> N
     assert wait_s(rung, [(rung, 0.0)], 100) == 0.0  # no wait would help
 
 
+def test_where_there_is_room_a_step_may_drift_and_its_peak_still_does_not_meet_the_others() -> None:
+    rung = triangle(400, 100)
+
+    def sum_bytes(ahead_s: float) -> int:
+        ahead = round(ahead_s * SAMPLES)
+        return max(rung.curve[i] + rung.curve[(i + ahead) % SAMPLES] for i in range(SAMPLES))
+
+    ahead_s = wait_s(rung, [(rung, 0.0)], 640)
+    assert all(sum_bytes(ahead_s + drift_s) <= 640 for drift_s in (-0.1, 0, 0.1))
+    assert sum_bytes(ahead_s - 0.25) > 640
+
+
 def test_bytes_go_where_they_make_most_speed_and_none_is_left_unused() -> None:
     thrifty = Profile(rungs=(Rung.flat(600, 1.0), Rung.flat(300, 1.01)))
     hungry = Profile(rungs=(Rung.flat(600, 1.0), Rung.flat(300, 2.0)))

@@ -7,12 +7,14 @@ count with their peak.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tensile.coordinator.profile import SAMPLES, Rung
 
 _LONGEST = SAMPLES * 5 // 8  # that a step waits for another
+_DRIFT = SAMPLES // 8  # by which steps may be out of place without their peaks meeting, if possible
 ALIKE = 1.1  # lengths of steps that stay interlocked for long, one over the other
 
 
@@ -59,27 +61,32 @@ def wait_s(mine: Rung, others: Sequence[tuple[Rung, float]], device_bytes: int) 
     will not. `others` are the rungs that run, and for how long their present step has.
 
     Each of them is taken to go on with its next step at once. Not for much longer than half
-    a step: then another one waits for less when its next step begins.
+    a step: then another one waits for less when its next step begins. No two steps take quite the
+    same time, so as much drift as may be finds room too: what then does not fit has to leave.
     """
     part_s = mine.step_s / SAMPLES
-    for delay in range(_LONGEST + 1):
-        if _peak(mine, others, delay * part_s) <= device_bytes:
-            return delay * part_s
+    for drift in range(_DRIFT, -1, -1):
+        for delay in range(_LONGEST + 1):
+            if _peak(mine, others, delay * part_s, drift * part_s) <= device_bytes:
+                return delay * part_s
     return 0.0
 
 
-def _peak(mine: Rung, others: Sequence[tuple[Rung, float]], delay_s: float) -> int:
+def _peak(
+    mine: Rung, others: Sequence[tuple[Rung, float]], delay_s: float, drift_s: float
+) -> int:
     part_s = mine.step_s / SAMPLES
+    first_s, length_s = delay_s - drift_s, part_s + 2 * drift_s
     return max(
-        held + sum(_at(rung, ran_s + delay_s + number * part_s, part_s) for rung, ran_s in others)
+        held + sum(_at(rung, ran_s + first_s + number * part_s, length_s) for rung, ran_s in others)
         for number, held in enumerate(mine.curve)
     )
 
 
 def _at(rung: Rung, begin_s: float, length_s: float) -> int:
     """The most that it holds between two moments, counted from the begin of a step of its."""
-    first = int(begin_s / rung.step_s * SAMPLES)
-    last = int((begin_s + length_s) / rung.step_s * SAMPLES - 1e-9)
+    first = math.floor(begin_s / rung.step_s * SAMPLES)
+    last = math.floor((begin_s + length_s) / rung.step_s * SAMPLES - 1e-9)
     if last - first >= SAMPLES:
         return max(rung.curve)
     return max(rung.curve[number % SAMPLES] for number in range(first, max(first, last) + 1))
