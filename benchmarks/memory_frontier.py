@@ -1,14 +1,14 @@
 """What memory costs: budgets from 80 % of the forecast peak to the floor, against eager training.
 
 Each arm is a process of its own. All arms of a model are there at once and take their steps in
-turn, one at a time and in an order that rotates, so that a machine whose speed changes
-changes it for all of them alike: the ratios are of steps that were taken within seconds of
-each other. Memory is the operating system's peak over the bare process; time is CPU seconds (also
-of threads that work on after their step) and wall seconds of a step. Ratios are the median over the
-rounds, in brackets the interval that has the true median in it with 95 % (order statistics). Steps
-begin to count when no better plan is being made any more. Goal: at least 45 % saved at most 5 %
-dearer; the smallest budget at most 20 % of the peak at most twice as long; passive fetches at most
-1 % after the third step; a budget above the peak (`idle`) at most 1 % dearer.
+turn, one at a time and in an order that rotates, so that a machine whose speed changes does so for
+all of them: the ratios are of steps that were taken within seconds of each other. Memory is the
+operating system's peak over the bare process; time is CPU seconds (also of threads that work on
+after their step) and wall seconds of a step. Ratios are the median over the rounds, in brackets the
+interval that has the true median in it with 95 % (order statistics). Steps begin to count when no
+better plan is being made any more. Goal: at least 45 % saved at most 5 % dearer; the smallest
+budget at most 20 % of the peak at most twice as long; passive fetches at most 1 % after the third
+step; a budget above the peak (`idle`) at most 1 % dearer.
 
 What is not managed is measured twice: `eager` as PyTorch does it, whose heap keeps what it frees
 where that happens to lie, and `pooled`, which differs by tensile's allocator alone. A session is to
