@@ -18,7 +18,8 @@ from tensile.gauge import Gauge
 from tensile.lower_tier import TierError
 from tensile.residency import Residency
 
-_EARLY = 0.8  # share of the budget from which on writes begin, where no plan says when
+_EARLY = 0.8  # share of the budget from which on writes begin, where no plan says when, …
+_FIRST_EARLY = 0.55  # … and where no step has shown yet how far memory rises at once
 # What freed memory does not wait in, since others take some too: a share of the budget, …
 _SPARE = 0.03
 _UNWATCHED_SPARE = 0.08  # … more where nobody looks meanwhile, …
@@ -54,6 +55,7 @@ class Pressure:
         self._contents = contents
         self._residency = residency
         self._before_bytes = 0
+        self._early = _FIRST_EARLY
         self._rest = 0
         self._beside_bytes = 0  # held, or about to be, that does not come from the pool
         # that operators take in no tensor, over what the spare is enough for
@@ -122,8 +124,8 @@ class Pressure:
         rise = max(self.rise_bytes, held - self._before_bytes, size_bytes)
         self.rise_bytes = min(rise, self.limit_bytes // 2)
         rise = max(self.rise_bytes - beside_bytes, 0)
-        self._fit(int((held + rise + beside_bytes) / _EARLY))
-        self._keep(held, rise, int(self._now_bytes * _EARLY), in_use, beside_bytes)
+        self._fit(int((held + rise + beside_bytes) / self._early))
+        self._keep(held, rise, int(self._now_bytes * self._early), in_use, beside_bytes)
         self._before_bytes = self._held_bytes()
 
     def room_bytes(self, rise_bytes: int) -> int:
@@ -196,6 +198,7 @@ class Pressure:
         self._learnt_bytes = min(self._learnt_bytes + over_bytes, most_bytes)
 
     def begin_step(self) -> None:
+        self._early = _EARLY if self.rise_bytes > 0 else _FIRST_EARLY
         self.shortfall_bytes = 0
         self.sent_away.clear()
         self._before_bytes = self._gauge.held_bytes()
