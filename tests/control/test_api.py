@@ -51,11 +51,16 @@ def test_health_needs_no_token_and_says_nothing_else(api: httpx.Client) -> None:
     assert (answer.status_code, answer.json()) == (200, {"ok": True})
 
 
+@pytest.fixture(scope="module")
+def paths() -> dict[str, Any]:
+    found: dict[str, Any] = create_app(FakeService(), TOKEN).openapi()["paths"]
+    return found
+
+
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN])
 def test_nothing_else_answers_without_the_token(
-    api: httpx.Client, service: FakeService, given: str
+    api: httpx.Client, service: FakeService, paths: dict[str, Any], given: str
 ) -> None:
-    paths = create_app(service, TOKEN).openapi()["paths"]
     for path, methods in paths.items():
         if path == f"{API}/health":
             continue
