@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from typer.main import get_command
 
 from dovetail.cli.main import app, main

@@ -27,7 +27,7 @@ TOKEN = "a-token-of-the-tests"
 
 def listener() -> socket.socket:
     """A socket that listens on a free port already, so that nobody has to wait for it."""
-    bound = socket.socket()
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.bind(("127.0.0.1", 0))
     bound.listen(64)
     return bound
