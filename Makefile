@@ -21,7 +21,7 @@ demo-shared: .venv/.installed
 	exit $$code
 
 test: .venv/.installed-dev
-	@$(BIN)/python -m pytest -m "not long and not ray" --durations=10 -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "not long and not ray" --durations=10 -n 2 --dist worksteal
 	@$(BIN)/python -m pytest -m "ray and not long" --durations=10
 
 test-long: .venv/.installed-dev

@@ -17,7 +17,7 @@ from helpers.small_trainings import differences
 from tensile import Session, trace
 from tensile.sequence import Kind, Trace
 
-ROWS, WIDTH, STEPS = 2048, 128, 4
+ROWS, WIDTH, STEPS = 1024, 128, 3
 Step = Callable[[Any], None]
 
 
