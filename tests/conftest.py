@@ -15,9 +15,14 @@ settings.register_profile("dovetail", deadline=None, derandomize=True, database=
 settings.load_profile("dovetail")
 
 
+def pytest_sessionstart() -> None:
+    gc.disable()  # what is imported and collected stays
+
+
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

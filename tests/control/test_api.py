@@ -78,7 +78,7 @@ def test_nothing_else_answers_without_the_token(
 
 
 def test_an_answer_in_two_parts_does_not_wait_for_the_callers_acknowledgement() -> None:
-    """Its head and its body are sent apart; a connection of the real listener holds back neither."""
+    """Its head and its body are sent apart; a connection of the listener holds back neither."""
 
     async def accepted() -> int:
         writers: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
