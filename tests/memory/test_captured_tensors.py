@@ -144,7 +144,12 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-@pytest.mark.parametrize("kind", CASES)
+QUICK = ("target", "mask", "held where no walk finds it", "real data of two models")
+
+
+@pytest.mark.parametrize(
+    "kind", [*QUICK, *(pytest.param(k, marks=pytest.mark.long) for k in CASES if k not in QUICK)]
+)
 def test_a_plan_is_followed_to_its_end_and_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
     expected = CASES[kind]()
     for _ in range(STEPS):
