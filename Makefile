@@ -20,8 +20,9 @@ demo-shared: .venv/.installed
 	echo "its files stay in .demo-shared (make clean removes them)"; \
 	exit $$code
 
+# The first part runs in two processes of one thread each, and either takes tests from the other when it has none left.
 test: .venv/.installed-dev
-	@$(BIN)/python -m pytest -m "not long and not ray" --durations=10 -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long and not ray" --durations=10 -n 2 --dist worksteal
 	@$(BIN)/python -m pytest -m "ray and not long" --durations=10
 
 test-long: .venv/.installed-dev

@@ -12,7 +12,13 @@ from pathlib import Path
 
 from tensile import freed_memory, resident
 
-_MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)")
+# Of a mapping of a file: its path, and what is resident and anonymous of it; a field begins with a
+# capital, and a mapping with a number.
+_MAPPED = re.compile(
+    rb"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ +(/.*)\n"
+    rb"(?:[A-Z].*\n)*?Rss: +(\d+) kB\n(?:[A-Z].*\n)*?Anonymous: +(\d+) kB$",
+    re.MULTILINE,
+)
 
 
 class Gauge:
@@ -107,18 +113,14 @@ class Gauge:
 
     def _libraries_bytes(self) -> int:
         """Resident pages of files that are not the lower tier's; what was written to is not one."""
-        total = 0
-        foreign = False
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            match = _MAPPING.match(line)
-            if match:
-                path = match[1]
-                foreign = path.startswith("/") and not path.startswith((self._folder, "/dev/"))
-            elif foreign and line.startswith("Rss:"):
-                total += int(line.split()[1]) * 1024
-            elif foreign and line.startswith("Anonymous:"):
-                total -= int(line.split()[1]) * 1024
-        return total
+        ours = (os.fsencode(self._folder), b"/dev/")
+        return 1024 * sum(
+            int(resident_kib) - int(anonymous_kib)
+            for path, resident_kib, anonymous_kib in _MAPPED.findall(
+                Path("/proc/self/smaps").read_bytes()
+            )
+            if not path.startswith(ours)
+        )
 
     def _resident_bytes(self) -> int:
         return int(os.pread(self._file, 128, 0).split(None, 2)[1]) * PAGE_BYTES

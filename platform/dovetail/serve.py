@@ -162,7 +162,8 @@ def _only_server(settings: Settings) -> Iterator[None]:
 
 
 def _listen(port: int | None) -> socket.socket:
-    listener = socket.socket()
+    # Only where TCP is named, asyncio sends a short answer at once and not after some 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port or 0))

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from dovetail.cli.main import main
+from dovetail.cli.main import app, main
 from helpers.commands import Run, Said
-from helpers.databases import KINDS, Kind, Postgres, running_postgres
+from helpers.databases import KINDS, Kind, Postgres, migrated_sqlite, running_postgres
 from helpers.fake_server import TOKEN, Stage, staged
 from helpers.fake_service import FakeService
 
@@ -27,9 +28,16 @@ def service(stage: Stage) -> Iterator[FakeService]:
         yield service
 
 
+@pytest.fixture(scope="session")
+def commands() -> object:
+    """All of them, as a process makes them once of `app`."""
+    return get_command(app)
+
+
 @pytest.fixture
 def dovetail(
     service: FakeService,
+    commands: object,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -38,6 +46,7 @@ def dovetail(
     monkeypatch.setenv("DOVETAIL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DOVETAIL_URL", service.url)
     monkeypatch.setenv("DOVETAIL_TOKEN", TOKEN)
+    monkeypatch.setattr("dovetail.cli.main.app", commands)
 
     def run(*arguments: str) -> Said:
         capfd.readouterr()
@@ -71,7 +80,7 @@ def database_kind(request: pytest.FixtureRequest) -> Kind:
 def database_url(
     database_kind: Kind, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[str]:
-    """A database of its own; what is not there yet, the store makes."""
+    """A database of its own, with our tables."""
     yield from _database(database_kind, tmp_path, request, migrated=True)
 
 
@@ -87,7 +96,8 @@ def _database(
     kind: Kind, folder: Path, request: pytest.FixtureRequest, *, migrated: bool
 ) -> Iterator[str]:
     if kind == "sqlite":
-        yield f"sqlite:///{folder}/store.sqlite3"
+        file = folder / "store.sqlite3"
+        yield migrated_sqlite(file) if migrated else f"sqlite:///{file}"
         return
     server: Postgres = request.getfixturevalue("postgres")
     database = server.new_database(migrated=migrated)

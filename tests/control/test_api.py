@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from dovetail import serve
 from dovetail.api.app import create_app
 from dovetail.api.auth import BODY_LIMIT_BYTES, is_loopback
 from dovetail.service.contract import JobView, MetricPointView, Service
@@ -51,11 +54,16 @@ def test_health_needs_no_token_and_says_nothing_else(api: httpx.Client) -> None:
     assert (answer.status_code, answer.json()) == (200, {"ok": True})
 
 
+@pytest.fixture(scope="module")
+def paths() -> dict[str, Any]:
+    found: dict[str, Any] = create_app(FakeService(), TOKEN).openapi()["paths"]
+    return found
+
+
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", f"Basic {TOKEN}", TOKEN])
 def test_nothing_else_answers_without_the_token(
-    api: httpx.Client, service: FakeService, given: str
+    api: httpx.Client, service: FakeService, paths: dict[str, Any], given: str
 ) -> None:
-    paths = create_app(service, TOKEN).openapi()["paths"]
     for path, methods in paths.items():
         if path == f"{API}/health":
             continue
@@ -67,6 +75,26 @@ def test_nothing_else_answers_without_the_token(
             assert problem(answer)["code"] == "unauthorized"
     assert api.get("/openapi.json", headers={"Authorization": given}).status_code == 401
     assert service.ended == []
+
+
+def test_an_answer_in_two_parts_does_not_wait_for_the_callers_acknowledgement() -> None:
+    """Its head and its body are sent apart; a connection of the listener holds back neither."""
+
+    async def accepted() -> int:
+        writers: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        listener = serve._listen(None)
+        async with await asyncio.start_server(lambda _, w: writers.put(w), sock=listener):
+            _, ours = await asyncio.open_connection(*listener.getsockname())
+            its = await writers.get()
+            at_once: int = its.get_extra_info("socket").getsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NODELAY
+            )
+            for writer in (ours, its):
+                writer.close()
+                await writer.wait_closed()
+            return at_once
+
+    assert asyncio.run(accepted())
 
 
 def test_a_server_without_a_token_is_not_built() -> None:

@@ -509,7 +509,7 @@ def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sett
     monkeypatch.setenv("DOVETAIL_DEVICE_MEMORY", "4GiB")
     monkeypatch.delenv("DOVETAIL_URL", raising=False)
     settings = Settings.from_environment()
-    command = (sys.executable, "-m", "helpers.fake_server", "answer")
+    command = (sys.executable, "-m", "helpers.fake_server")
     pid = ensure_server(settings, lambda line: None, command).status()[0]["server"]["pid"]
     yield settings
     if settings.server_file.exists():

@@ -49,6 +49,8 @@ def test_a_failure_is_a_line_with_its_way_out_and_exit_code_1(
     settings.create_folders()
     settings.home.chmod(0o755)
     monkeypatch.setenv("DOVETAIL_HOME", str(settings.home))
+    probe = """print('{"version": "2.13", "cuda": null, "devices": 0, "shim": false}')"""
+    monkeypatch.setattr(doctor, "_TORCH_PROBE", probe)
     assert main(["doctor"]) == 1
     lines = capfd.readouterr().out.splitlines()
     (line,) = (line for line in lines if line.startswith("fail"))

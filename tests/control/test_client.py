@@ -29,7 +29,7 @@ from dovetail_jobs.errors import (
     UserError,
 )
 from dovetail_jobs.spec import JobSpec
-from helpers.fake_server import TOKEN, served
+from helpers.fake_server import TOKEN
 from helpers.fake_service import FakeService, job_view
 
 SPEC = JobSpec(name="hello", script="true").to_json()
@@ -46,8 +46,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings.from_environment({"DOVETAIL_HOME": str(tmp_path / "home")})
 
 
-def command(deed: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "helpers.fake_server", deed)
+def command(program: str, *deed: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", f"helpers.{program}", *deed)
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,15 @@ def command(deed: str) -> tuple[str, ...]:
     ],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
-def test_an_error_of_the_service_comes_back_whole(error: DovetailError) -> None:
-    class Refusing(FakeService):
-        def job(self, ref: str) -> JobView:
-            raise error
+def test_an_error_of_the_service_comes_back_whole(
+    client: Client, service: FakeService, monkeypatch: pytest.MonkeyPatch, error: DovetailError
+) -> None:
+    def refuse(ref: str) -> JobView:
+        raise error
 
-    with served(Refusing()) as url, pytest.raises(DovetailError) as caught:
-        Client(url, TOKEN).job("k3f9qz")
+    monkeypatch.setattr(service, "job", refuse)
+    with pytest.raises(DovetailError) as caught:
+        client.job("k3f9qz")
     assert type(caught.value) is type(error)
     assert caught.value.message == error.message
     assert getattr(caught.value, "problems", None) == getattr(error, "problems", None)
@@ -153,7 +155,7 @@ def test_a_server_is_started_once_and_found_again(settings: Settings) -> None:
     found: list[Client] = []
 
     def start() -> None:
-        found.append(ensure_server(settings, said.append, command("answer")))
+        found.append(ensure_server(settings, said.append, command("fake_server")))
 
     threads = [threading.Thread(target=start) for _ in range(4)]
     for thread in threads:
@@ -173,12 +175,12 @@ def test_a_server_is_started_once_and_found_again(settings: Settings) -> None:
 
 def test_a_server_that_says_an_error_raises_it(settings: Settings) -> None:
     with pytest.raises(UserError, match="port 1: permission denied"):
-        ensure_server(settings, print, command("refuse"))
+        ensure_server(settings, print, command("failing_server", "refuse"))
 
 
 def test_a_server_that_ends_without_a_word_is_noticed_at_once(settings: Settings) -> None:
     with pytest.raises(Unreachable, match=r"exit code 9\): Segmentation fault; see .*server\.log"):
-        ensure_server(settings, print, command("vanish"))
+        ensure_server(settings, print, command("failing_server", "vanish"))
 
 
 def test_what_a_dead_server_left_does_not_count(settings: Settings) -> None:

@@ -122,17 +122,22 @@ def test_a_declared_memory_that_no_device_has_is_refused_for_scripts_too(
 def test_a_reservation_below_the_forecast_is_told_to_whoever_submits(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    class Known(Forecasts):
+        def of(self, spec: JobSpec, **_: Any) -> dict[str, Any]:
+            ladder = profile((54 * MIB, 1.0), (15 * MIB, 2.0))
+            return {"forecast": {"peak_bytes": 54 * MIB}, "profile": ladder.to_json()}
+
     file = tmp_path / "swin.yaml"
     file.write_text(SWIN + "resources: {memory: 20MiB}\n")
     monkeypatch.setenv("DOVETAIL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DOVETAIL_TOKEN", TOKEN)
-    with api_of(bench) as client:
+    with api_of(bench, Known(bench.folder)) as client:
         monkeypatch.setenv("DOVETAIL_URL", client.url)
         assert main(["submit", str(file)]) == 0
     out, err = capfd.readouterr()
     (job,) = bench.store.jobs()
     assert out == f"{job.id}\n"
-    assert "warning: swin: resources.memory: 20MiB is below the forecast peak of 5" in err
+    assert "warning: swin: resources.memory: 20MiB is below the forecast peak of 54MiB" in err
 
 
 def test_a_server_that_ends_while_it_foresees_has_acknowledged_nothing(bench: Bench) -> None:

@@ -34,6 +34,7 @@ from dovetail_workers.reports import (
     Started,
 )
 from helpers.build import at, spec_json
+from helpers.databases import migrated_sqlite
 
 
 @pytest.fixture
@@ -261,15 +262,28 @@ RUNS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 @given(runs=RUNS)
 def test_the_curve_is_that_of_a_run_that_had_never_stopped(
     tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[int, list[int]]]
 ) -> None:
+    follow(tmp_path_factory, runs)
+
+
+@pytest.mark.long
+@settings(deadline=None, max_examples=60)
+@given(runs=RUNS)
+def test_the_curves_of_many_runs_are_those_of_runs_that_had_never_stopped(
+    tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[int, list[int]]]
+) -> None:
+    follow(tmp_path_factory, runs)
+
+
+def follow(tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[int, list[int]]]) -> None:
     """However often a run resumes, and from where, its curve is the one its last words make."""
     folder = tmp_path_factory.mktemp("store")
     expected: dict[int, float] = {}
-    with Store(f"sqlite:///{folder}/store.sqlite3") as store:
+    with Store(migrated_sqlite(folder / "store.sqlite3")) as store:
         job = placed(store)
         for number, (where, strides) in enumerate(runs, start=1):
             if number > 1:

@@ -21,6 +21,7 @@ from dovetail_jobs.lifecycle import CancelRequested
 from dovetail_jobs.spec import JobSpec
 from dovetail_workers.launch import Launch
 from dovetail_workers.storage.local import LocalStorage
+from helpers.databases import migrated_sqlite
 from tensile.coordinator import Profile
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -46,7 +47,7 @@ class Bench:
         self.folder = folder
         self.now, self.set_back = NOON, timedelta()
         self.monotonic: Callable[[], float] = lambda: (self.now - NOON).total_seconds()
-        self.store = Store(url or f"sqlite:///{folder / 'store.sqlite3'}")
+        self.store = Store(url or migrated_sqlite(folder / "store.sqlite3"))
         self.storage = LocalStorage(folder / "storage")
         self.state, self.server, self.changes = ClusterState(), ServerState(), Changes()
         self.nodes = one_node(devices, device_bytes, cpus)

@@ -36,9 +36,9 @@ def platform_of(
 
 
 @contextmanager
-def api_of(bench: Bench) -> Iterator[Client]:
+def api_of(bench: Bench, forecasts: Forecasts | None = None) -> Iterator[Client]:
     with listener() as bound:
-        server = make_server(platform_of(bench))
+        server = make_server(platform_of(bench, forecasts))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,21 @@ def running_postgres() -> Iterator[Postgres]:
                 server.remove()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def migrated_sqlite(file: Path) -> str:
+    """The URL of a new database with our tables: a copy of one that was migrated once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(_migrated())
+    return f"sqlite:///{file}"
+
+
+@cache
+def _migrated() -> bytes:
+    with tempfile.TemporaryDirectory(prefix="dt-sqlite-") as folder:
+        file = Path(folder, "store.sqlite3")
+        upgrade(f"sqlite:///{file}")
+        return file.read_bytes()
 
 
 def _end_orphans() -> None:

@@ -1,7 +1,6 @@
 """The real app around a `FakeService` on a real socket: in a thread, or as a process.
 
 As a process it stands for `dovetail.serve`: it takes `--ready-fd N` and the DOVETAIL_* environment.
-What it does is its first argument: `answer`, `refuse` (says an error), `vanish` (ends silently).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ TOKEN = "a-token-of-the-tests"
 
 def listener() -> socket.socket:
     """A socket that listens on a free port already, so that nobody has to wait for it."""
-    bound = socket.socket()
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.bind(("127.0.0.1", 0))
     bound.listen(64)
     return bound
@@ -84,15 +83,8 @@ def staged() -> Iterator[Stage]:
         yield stage
 
 
-def main(deed: str, ready_fd: int) -> None:
-    if deed == "vanish":
-        print("Segmentation fault", file=sys.stderr)
-        sys.exit(9)
+def main(ready_fd: int) -> None:
     with os.fdopen(ready_fd, "w") as ready:
-        if deed == "refuse":
-            json.dump({"error": "port 1: permission denied", "exit_code": 2}, ready)
-            ready.write("\n")
-            return
         settings = Settings.from_environment()
         service = FakeService()
         bound = listener()
@@ -110,4 +102,4 @@ def main(deed: str, ready_fd: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[3]))
+    main(int(sys.argv[2]))

@@ -1,7 +1,7 @@
 """What holds for every test of the memory manager: one thread, and a clean start.
 
 What earlier tests left behind counts to a session's base, and would make room for it when it goes:
-so it goes first.
+so it goes first. What is there even so stays, and no look for cycles need walk through it again.
 """
 
 import gc
@@ -16,6 +16,7 @@ from tensile.freed_memory import trim
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left_of_other_tests() -> None:
     gc.collect()
+    gc.freeze()
     trim()
 
 

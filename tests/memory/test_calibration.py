@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,6 +29,28 @@ def folder(tmp_path: Path, cache: Path) -> Path:
         pytest.skip(f"the tests' own folder is no place for a lower tier: {error}")
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one calibration keeps, for tests of what is there already."""
+    place = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        try:
+            calibrate("cpu", LowerTier(place / "tier").folder)
+        except TierError as error:
+            pytest.skip(f"the tests' own folder is no place for a lower tier: {error}")
+    return place / "cache" / "tensile"
+
+
+@pytest.fixture
+def known(folder: Path, cache: Path, measured: Path) -> Path:
+    """A cache in which this machine's costs are, and are read from."""
+    shutil.copytree(measured, cache, dirs_exist_ok=True)
+    kept = json.loads(kept_in(cache).read_text())
+    assert kept.items() <= asdict(calibrate("cpu", folder)).items()
+    return cache
+
+
 def kept_in(cache: Path) -> Path:
     (file,) = cache.iterdir()
     return file
@@ -50,21 +73,20 @@ def test_the_second_time_they_are_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"flops_per_s": 1}'])
-def test_a_damaged_cache_is_measured_anew(folder: Path, cache: Path, content: str) -> None:
-    calibrate("cpu", folder)
-    kept_in(cache).write_text(content)
+def test_a_damaged_cache_is_measured_anew(folder: Path, known: Path, content: str) -> None:
+    kept_in(known).write_text(content)
     costs = calibrate("cpu", folder)
     assert costs.flops_per_s > 1e8
-    assert json.loads(kept_in(cache).read_text())["flops_per_s"] == costs.flops_per_s
+    assert json.loads(kept_in(known).read_text())["flops_per_s"] == costs.flops_per_s
 
 
 @pytest.mark.parametrize("value", [0, "NaN"])
 def test_a_cache_with_an_impossible_value_is_measured_anew(
-    folder: Path, cache: Path, value: float | str
+    folder: Path, known: Path, value: float | str
 ) -> None:
     costs = calibrate("cpu", folder)
-    kept = json.loads(kept_in(cache).read_text())
-    kept_in(cache).write_text(json.dumps({**kept, "in_bytes_per_s": value}))
+    kept = json.loads(kept_in(known).read_text())
+    kept_in(known).write_text(json.dumps({**kept, "in_bytes_per_s": value}))
     assert calibrate("cpu", folder).in_bytes_per_s > 0
     assert asdict(costs).keys() >= kept.keys()
 
@@ -91,11 +113,10 @@ def test_without_a_cache_costs_are_measured_all_the_same(
     assert calibrate("cpu", folder).flops_per_s > 1e8
 
 
-def test_another_number_of_threads_is_another_machine(folder: Path, cache: Path) -> None:
-    calibrate("cpu", folder)
+def test_another_number_of_threads_is_another_machine(folder: Path, known: Path) -> None:
     torch.set_num_threads(2)
     calibrate("cpu", folder)
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(known.iterdir())) == 2
 
 
 def test_a_folder_in_memory_is_refused() -> None:

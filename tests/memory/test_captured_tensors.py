@@ -17,7 +17,7 @@ from helpers.small_trainings import differences
 from tensile import Session, trace
 from tensile.sequence import Kind, Trace
 
-ROWS, WIDTH, STEPS = 2048, 128, 4
+ROWS, WIDTH, STEPS = 1024, 128, 3
 Step = Callable[[Any], None]
 
 
@@ -144,7 +144,12 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-@pytest.mark.parametrize("kind", CASES)
+QUICK = ("target", "mask", "held where no walk finds it", "real data of two models")
+
+
+@pytest.mark.parametrize(
+    "kind", [*QUICK, *(pytest.param(k, marks=pytest.mark.long) for k in CASES if k not in QUICK)]
+)
 def test_a_plan_is_followed_to_its_end_and_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
     expected = CASES[kind]()
     for _ in range(STEPS):

@@ -444,7 +444,7 @@ class Sharing(RuleBasedStateMachine):
 
 
 def test_what_is_promised_holds_whatever_happens() -> None:
-    prove(examples=600)
+    prove(examples=350)
 
 
 @pytest.mark.long

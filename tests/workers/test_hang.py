@@ -21,9 +21,9 @@ def test_a_watch_calls_when_nothing_moves() -> None:
 
 def test_a_watch_that_is_held_expects_nothing_until_the_next_move() -> None:
     hung = threading.Event()
-    watch = HangWatch(0.4, hung.set)
+    watch = HangWatch(0.1, hung.set)
     watch.hold()
-    assert not hung.wait(0.9)
+    assert not hung.wait(0.3)
     watch.moved()
     assert hung.wait(10)
     watch.close()

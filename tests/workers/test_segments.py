@@ -158,7 +158,7 @@ def test_a_folder_that_was_away_for_a_while_misses_nothing(tmp_path: Path) -> No
         f"mv {folder} {tmp_path}/away; "
         "for step in 1 2 3; do echo line $step; "
         'echo "{\\"step\\": $step, \\"metrics\\": {\\"loss\\": $step}}" >> $DOVETAIL_REPORTS; '
-        f"sleep 0.5; done; mv {tmp_path}/away {folder}"
+        f"sleep 0.3; done; mv {tmp_path}/away {folder}"
     )
     launch = script_launch(folder, script)
     assert run(launch, tmp_path) == OVER

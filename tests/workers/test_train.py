@@ -67,7 +67,7 @@ def test_two_runs_of_a_spec_give_equal_metrics_in_every_digit(tmp_path: Path) ->
             },
         ),
         ("helpers.tiny_workload", {}, {"precision": "fp16", "clip_norm": 0.5}),
-        (SWIN, DIGITS, {}),
+        pytest.param(SWIN, DIGITS, {}, marks=pytest.mark.long),
         (
             SWIN,
             DIGITS,
