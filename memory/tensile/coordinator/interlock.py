@@ -72,9 +72,7 @@ def wait_s(mine: Rung, others: Sequence[tuple[Rung, float]], device_bytes: int) 
     return 0.0
 
 
-def _peak(
-    mine: Rung, others: Sequence[tuple[Rung, float]], delay_s: float, drift_s: float
-) -> int:
+def _peak(mine: Rung, others: Sequence[tuple[Rung, float]], delay_s: float, drift_s: float) -> int:
     part_s = mine.step_s / SAMPLES
     first_s, length_s = delay_s - drift_s, part_s + 2 * drift_s
     return max(
