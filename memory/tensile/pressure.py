@@ -27,7 +27,7 @@ _GRAIN_BYTES = 64 * 2**10
 _FEW_BYTES = 3 * 2**20  # … and so much, or as large a share again of a small budget
 _MOST_LEARNT = 0.25  # share of a budget that is kept free of what waits, since steps exceeded it
 _PIECES = 16  # of a budget, in which a lease that rises and falls is asked for
-_REFUSED_S = 0.002  # for which it is not asked again: an answer takes a tenth of that
+_REFUSED_S = 0.01
 _TRUST = 8  # moments for which what was seen is taken to hold
 _PATIENCE = 32  # moments between two attempts to find memory that nobody accounts for
 
@@ -237,13 +237,10 @@ class Pressure:
                 return
             wanted_bytes = min(needed_bytes + piece_bytes, self.limit_bytes)
             granted_bytes = self.lease.want(wanted_bytes)
-            if granted_bytes < min(needed_bytes, self.limit_bytes):
+            if granted_bytes < wanted_bytes:
                 self._refused_until_s = time.monotonic() + _REFUSED_S
-        least_bytes = self.lease.keeps_bytes or 0
-        kept_bytes = max(needed_bytes + piece_bytes, least_bytes)
-        # what it keeps in any case is a level that others plan with, to the byte
-        worth_bytes = 0 if kept_bytes == least_bytes else piece_bytes
-        if granted_bytes - kept_bytes > worth_bytes and self.lease.is_connected:
+        kept_bytes = max(needed_bytes + piece_bytes, self.lease.keeps_bytes or 0)
+        if kept_bytes + piece_bytes < granted_bytes and self.lease.is_connected:
             self._now_bytes = kept_bytes
             self._keep_within(0, self._usual_spare_bytes)
             self.lease.give_back(self._now_bytes)
