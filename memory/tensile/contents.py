@@ -123,8 +123,7 @@ class Contents:
         if not content.movable or not content.is_alone():
             return False
         assert content.storage is not None
-        if content.outgoing is not None:  # it was recalled
-            self._check_written(content)
+        self._check_written(content)  # it may have been recalled
         if content.extent is None:
             extent = self._file.extents.take(content.bytes)
             content.outgoing = self._file.write(content.storage, extent)
@@ -137,10 +136,13 @@ class Contents:
         return True
 
     def forget(self, content: Content, again: Callable[[], torch.UntypedStorage]) -> bool:
-        """Let it go without a copy, since `again` computes it; False while somebody holds it."""
+        """Let it go without a copy, since `again` computes it; False while somebody holds it.
+        Raises TierError.
+        """
         if not content.is_here or not content.movable or not content.is_alone():
             return False
         assert content.storage is not None
+        self._check_written(content)
         content.again = again
         content.storage.resize_(0)
         self._gone(content)

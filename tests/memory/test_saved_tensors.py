@@ -19,7 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from helpers.ballast import ballast
 from helpers.random_programs import Operation, operations, perform
 from tensile import Session
-from tensile.contents import Content, Slot
+from tensile.contents import Content, Contents, Slot
+from tensile.lower_tier import LowerTier
+from tensile.stats import Counters
+from tensile.swap_file import SwapFile
 
 SIDE = 6
 
@@ -111,6 +114,33 @@ def test_what_is_computed_again_keeps_the_signs_of_its_views() -> None:
     made.zero_()
     assert all(map(torch.equal, slot.saved, expected))
     assert all(tensor.untyped_storage()._cdata == again._cdata for tensor in slot.saved)
+
+
+def test_what_was_recalled_from_its_way_out_may_be_computed_again_later(tmp_path: Path) -> None:
+    file = SwapFile(LowerTier(tmp_path))
+    book = Contents(file, Counters())
+    file.limit(2**20, None)
+    blocking = [noted(book, torch.ones(2**18)) for _ in range(2)]  # what is written before it
+    content = noted(book, torch.arange(2**16))
+    assert all(book.leave(each) for each in (*blocking, content))
+    book.ask(content)
+    assert content.is_here
+    file.limit(None, None)
+    assert content.outgoing is not None
+    content.outgoing.wait()
+    assert book.forget(content, lambda: torch.arange(2**16).untyped_storage())
+    book.present(content, lambda _: None)
+    assert content.storage is not None
+    found = torch.empty(0, dtype=torch.int64).set_(content.storage)  # type: ignore[call-overload]
+    assert torch.equal(found, torch.arange(2**16))
+    file.close()
+
+
+def noted(book: Contents, tensor: Tensor) -> Content:
+    content = Content(tensor.untyped_storage(), 0, movable=True)
+    content.slots[0] = Slot(0, content, 0, deque())
+    book.add(content)
+    return content
 
 
 def test_a_saved_tensor_that_was_changed_is_refused_in_autograds_words(session: Session) -> None:
