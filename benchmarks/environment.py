@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -41,3 +42,12 @@ def interval(values: Sequence[float], form: str = ".2f") -> str:
     """`median (least–most)`, for a table."""
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:{form}} ({low:{form}}–{high:{form}})"
+
+
+def median_within(values: Sequence[float], form: str = ".2f") -> str:
+    """Median, and the order statistics that have the true one between them with 95 %."""
+    ranked, count = sorted(values), len(values)
+    middle, spread = statistics.median(ranked), 0.98 * count**0.5
+    low = ranked[max(math.floor(count / 2 - spread), 0)]
+    high = ranked[min(math.ceil(count / 2 + spread), count - 1)]
+    return f"{middle:{form}} ({low:{form}}–{high:{form}})".replace("( ", "(")
