@@ -44,7 +44,7 @@ def interval(values: Sequence[float], form: str = ".2f") -> str:
     return f"{middle:{form}} ({low:{form}}–{high:{form}})"
 
 
-def median_within(values: Sequence[float], form: str = ".2f") -> str:
+def median_ci(values: Sequence[float], form: str = ".2f") -> str:
     """Median, and the order statistics that have the true one between them with 95 %."""
     ranked, count = sorted(values), len(values)
     middle, spread = statistics.median(ranked), 0.98 * count**0.5

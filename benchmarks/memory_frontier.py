@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from environment import describe, median_within
+from environment import describe, median_ci
 from frontier_models import MODELS
 from memory_forecast import load_libraries, step_of
 
@@ -319,11 +319,11 @@ def _table(
         cpu, wall = _ratios(arm, eager, "cpu_s"), _ratios(arm, eager, "wall_s")
         faults = statistics.median(arm.of("faults"))
         if budget is None or not arm.is_managed:
-            cpu_ms = median_within([1000 * spent for spent in arm.of("cpu_s")], "4.0f")
+            cpu_ms = median_ci([1000 * spent for spent in arm.of("cpu_s")], "4.0f")
             system = sum(arm.of("system_s")) / sum(arm.of("cpu_s"))
             lines.append(
-                f"| {label} | | {top / MIB:.0f} | | {top / peak:.0%} | {median_within(cpu)}: {cpu_ms} "
-                f"ms, {system:.0%} of it in the kernel | | {median_within(wall)} "
+                f"| {label} | | {top / MIB:.0f} | | {top / peak:.0%} | {median_ci(cpu)}: {cpu_ms} "
+                f"ms, {system:.0%} of it in the kernel | | {median_ci(wall)} "
                 f"| {faults:.0f} | | | | | |"
             )
             continue
@@ -332,8 +332,8 @@ def _table(
         late, fetches = whole["passive"], whole["fetches"]
         lines.append(
             f"| {label} | {budget / MIB:.0f} | {top / MIB:.0f} | {top / budget:.0%} "
-            f"| {top / peak:.0%} | {median_within(cpu)} | {median_within(_ratios(arm, pooled, 'cpu_s'))} "
-            f"| {median_within(wall)} | {faults:.0f} "
+            f"| {top / peak:.0%} | {median_ci(cpu)} | {median_ci(_ratios(arm, pooled, 'cpu_s'))} "
+            f"| {median_ci(wall)} | {faults:.0f} "
             f"| {whole['moved_bytes'] / MIB:.0f} "
             f"| {whole['recomputed_bytes'] / MIB:.0f} "
             f"| {1000 * whole['stall_s']:.0f} "
@@ -351,18 +351,18 @@ def _verdicts(peak: int, arms: dict[str, Arm]) -> list[str]:
     tops = {label: arm.whole["peak_bytes"] for label, arm in managed.items()}
     dear = {label: _ratios(arm, eager, "cpu_s") for label, arm in managed.items()}
     saving = [label for label in managed if tops[label] <= 0.55 * peak * 1.05]
-    found = [f"- idle: {median_within(dear['idle'], '.3f')} times eager (goal 1.01)"]
+    found = [f"- idle: {median_ci(dear['idle'], '.3f')} times eager (goal 1.01)"]
     if saving:
         best = min(saving, key=lambda label: statistics.median(dear[label]))
         found.append(
-            f"- 45 % or more saved: {1 - tops[best] / peak:.0%} at {median_within(dear[best])} times "
+            f"- 45 % or more saved: {1 - tops[best] / peak:.0%} at {median_ci(dear[best])} times "
             f"eager, budget {best} (goal 1.05)"
         )
     lowest = min(managed, key=lambda label: tops[label])
     found.append(
         f"- least: {tops[lowest] / peak:.0%} of the forecast peak, "
         f"{tops[lowest] / eager.whole['peak_bytes']:.0%} of what eager was counted "
-        f"with, at {median_within(dear[lowest])} times eager (goal 20 % at 2)"
+        f"with, at {median_ci(dear[lowest])} times eager (goal 20 % at 2)"
     )
     late = {
         label: arm.whole["passive"] / max(arm.whole["fetches"], 1) for label, arm in managed.items()
