@@ -18,7 +18,9 @@
 #include <cstring>
 #include <limits>
 #include <list>
+#include <map>
 #include <mutex>
+#include <set>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -30,11 +32,19 @@ constexpr size_t kSmall = 64 * 1024;  // below it the heap is quicker
 constexpr size_t kNoLimit = std::numeric_limits<size_t>::max();
 constexpr size_t kMostPieces = 8192;  // of all blocks; the system allows 65,530 mappings, of all kinds
 
+// A part of a block that the system can move at once, since it knows it as one mapping.
+struct Piece {
+  size_t size;
+  size_t origin;  // neighbours of one origin are one mapping
+};
+
 struct Block {
   char* address;
   size_t size;
-  std::vector<size_t> pieces;  // how large each of its mappings is, in order
-  bool whole;                  // every page is there; of others the system knows
+  std::vector<Piece> pieces;  // in order
+  bool whole;                 // every page is there; of others the system knows
+
+  char* end() const { return address + size; }
 };
 using Blocks = std::list<Block>;
 
@@ -42,15 +52,25 @@ using Blocks = std::list<Block>;
 Block cut(Block& block, size_t size) {
   Block front{block.address, size, {}, block.whole};
   auto piece = block.pieces.begin();
-  for (size_t left = size; left > 0; left -= front.pieces.back()) {
-    front.pieces.push_back(std::min(*piece, left));
-    *piece -= front.pieces.back();
-    if (*piece == 0) ++piece;
+  for (size_t left = size; left > 0; left -= front.pieces.back().size) {
+    front.pieces.push_back({std::min(piece->size, left), piece->origin});
+    piece->size -= front.pieces.back().size;
+    if (piece->size == 0) ++piece;
   }
   block.pieces.erase(block.pieces.begin(), piece);
   block.address += size;
   block.size -= size;
   return front;
+}
+
+// `more` begins where `block` ends. Answers how many pieces became one with another.
+size_t append(Block& block, const Block& more) {
+  auto next = more.pieces.begin();
+  size_t joined = block.pieces.back().origin == next->origin;
+  if (joined) block.pieces.back().size += (next++)->size;
+  block.pieces.insert(block.pieces.end(), next, more.pieces.end());
+  block.size += more.size;
+  return joined;
 }
 
 // Fresh pages, exactly at `place` if that is given; nullptr where the system has none.
@@ -63,7 +83,7 @@ char* mapped(size_t size, char* place = nullptr) {
 // The pages come to `place`; where the system refuses, they are gone and `place` has fresh ones.
 bool moved(const Block& block, char* place) {
   char* from = block.address;
-  for (size_t size : block.pieces) {
+  for (auto [size, origin] : block.pieces) {
     if (mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED) {
       munmap(from, size);
       if (mapped(size, place) == nullptr) return false;  // what was there may be unmapped
@@ -88,7 +108,8 @@ static_assert(sizeof(std::atomic<size_t>) == sizeof(size_t));
 struct Books {
   std::mutex mutex;
   Blocks waiting;  // the longest first; all of them whole
-  std::unordered_map<size_t, std::vector<Blocks::iterator>> by_size;
+  std::set<std::pair<size_t, char*>> by_size;
+  std::map<char*, Blocks::iterator> by_address;
   std::unordered_map<void*, Block> lent;
   std::atomic<size_t> waiting_bytes = 0;
   std::atomic<size_t> lent_bytes = 0;
@@ -96,31 +117,37 @@ struct Books {
   size_t limit_bytes = kNoLimit;  // … nor wait and be lent together, …
   size_t crest_bytes = 0;         // … unless so many were lent at once since the limit was set
   size_t pieces = 0;              // of all blocks
+  size_t origins = 0;             // so far
 
   void wait(Block block, Blocks::iterator before) {
     auto place = waiting.insert(before, std::move(block));
-    by_size[place->size].push_back(place);
+    by_size.emplace(place->size, place->address);
+    by_address.emplace(place->address, place);
     waiting_bytes += place->size;
   }
 
   Block removed(Blocks::iterator place) {
     Block block = std::move(*place);
-    auto found = by_size.find(block.size);
-    auto& same = found->second;
-    same.erase(std::find(same.begin(), same.end(), place));
-    if (same.empty()) by_size.erase(found);
+    by_size.erase({block.size, block.address});
+    by_address.erase(block.address);
     waiting_bytes -= block.size;
     waiting.erase(place);
     return block;
   }
 
+  // The front of one that waits; the rest waits on in its place.
+  Block front(Blocks::iterator place, size_t size) {
+    auto next = std::next(place);
+    Block block = removed(place);
+    if (block.size == size) return block;
+    Block front = split(block, size);
+    wait(std::move(block), next);
+    return front;
+  }
+
   // What waited longest, or `most` bytes of it.
   Block oldest(size_t most) {
-    Block block = removed(waiting.begin());
-    if (block.size <= most) return block;
-    Block front = split(block, most);
-    wait(std::move(block), waiting.begin());
-    return front;
+    return front(waiting.begin(), std::min(most, waiting.front().size));
   }
 
   Block split(Block& block, size_t size) {
@@ -130,7 +157,8 @@ struct Books {
     return front;
   }
 
-  // A block that is free from now on. What nobody touched is no memory that could wait.
+  // A block that is free from now on, with its free neighbours. What nobody touched is no memory
+  // that could wait.
   void receive(Block block) {
     size_t there = touched(block);
     if (there < block.size) {
@@ -139,7 +167,21 @@ struct Books {
       block = std::move(front);
     }
     block.whole = true;
-    if (block.size > 0) wait(std::move(block), waiting.end());
+    if (block.size == 0) return;
+    auto after = by_address.lower_bound(block.address);
+    if (after != by_address.end() && after->first == block.end()) {
+      Block next = removed((after++)->second);
+      pieces -= append(block, next);
+    }
+    if (after != by_address.begin()) {
+      auto before = std::prev(after)->second;
+      if (before->end() == block.address) {
+        Block joined = removed(before);
+        pieces -= append(joined, block);
+        block = std::move(joined);
+      }
+    }
+    wait(std::move(block), waiting.end());
   }
 
   // What may not wait when so much more is lent.
@@ -164,10 +206,9 @@ struct Books {
 
   // A block of this size that waits, or one of pages that may wait no more and of fresh ones.
   Block found(size_t size) {
-    auto same = by_size.find(size);
-    if (same != by_size.end()) return removed(same->second.back());
+    auto large = by_size.lower_bound({size, nullptr});
+    if (large != by_size.end()) return front(by_address.at(large->second), size);
     size_t over = limit_bytes == kNoLimit ? surplus(size) : waiting_bytes.load();
-    if (over >= size && waiting.front().size >= size) return oldest(size);
     Block block{mapped(size), size, {}, true};
     size_t filled = 0;
     while (block.address != nullptr && filled < size && filled < over) {
@@ -183,10 +224,10 @@ struct Books {
         break;
       }
       filled += part.size;
-      block.pieces.insert(block.pieces.end(), part.pieces.begin(), part.pieces.end());
+      for (auto [piece, origin] : part.pieces) block.pieces.push_back({piece, ++origins});
     }
     if (block.address != nullptr && filled < size) {
-      block.pieces.push_back(size - filled);
+      block.pieces.push_back({size - filled, ++origins});
       ++pieces;
       block.whole = false;
     }

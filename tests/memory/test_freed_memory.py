@@ -49,6 +49,17 @@ def test_a_freed_tensor_waits_for_the_next_one_of_its_size(pool: MemoryPool) -> 
     assert pool.waiting_bytes == 0
 
 
+def test_neighbours_that_are_free_are_one_block_again(pool: MemoryPool) -> None:
+    pool.set_cap(64 * MIB)
+    address = torch.ones(16 * MIB, dtype=torch.uint8).data_ptr()
+    parts = [torch.ones(size * MIB, dtype=torch.uint8) for size in (4, 7, 5)]
+    assert [part.data_ptr() - address for part in parts] == [0, 4 * MIB, 11 * MIB]
+    for number in (1, 0, 1):  # between two free ones it joins both
+        del parts[number % len(parts)]
+    assert not parts
+    assert torch.empty(16 * MIB, dtype=torch.uint8).data_ptr() == address
+
+
 def test_no_more_waits_than_may(pool: MemoryPool) -> None:
     pool.set_cap(20 * MIB)
     tensors = [torch.ones(8 * MIB, dtype=torch.uint8) for _ in range(5)]
