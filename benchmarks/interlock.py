@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--share", type=float, default=0.74, help="of the sum of the peaks")
+    parser.add_argument("--share", type=float, default=0.755, help="of the sum of the peaks")
     parser.add_argument("--write", type=Path, help="NAME.md")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()

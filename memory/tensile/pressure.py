@@ -17,6 +17,7 @@ from tensile.coordinator.lease import Lease
 from tensile.gauge import Gauge
 from tensile.lower_tier import TierError
 from tensile.residency import Residency
+from tensile.stats import Counters
 
 _EARLY = 0.8  # share of the budget from which on writes begin, where no plan says when, …
 _FIRST_EARLY = 0.55  # … and where no step has shown yet how far memory rises at once
@@ -26,7 +27,7 @@ _UNWATCHED_SPARE = 0.08  # … more where nobody looks meanwhile, …
 _GRAIN_BYTES = 64 * 2**10
 _FEW_BYTES = 3 * 2**20  # … and so much, or as large a share again of a small budget
 _MOST_LEARNT = 0.25  # share of a budget that is kept free of what waits, since steps exceeded it
-_PIECES = 16  # of a budget, in which a lease that rises and falls is asked for
+_PIECES = 48  # of a budget, in which a lease that rises and falls is asked for
 _REFUSED_S = 0.01
 _TRUST = 8  # moments for which what was seen is taken to hold
 _PATIENCE = 32  # moments between two attempts to find memory that nobody accounts for
@@ -41,7 +42,9 @@ class Pressure:
     does first.
     """
 
-    def __init__(self, gauge: Gauge, contents: Contents, residency: Residency) -> None:
+    def __init__(
+        self, gauge: Gauge, contents: Contents, residency: Residency, counters: Counters
+    ) -> None:
         self.lease: Lease | None = None
         self._limit_bytes: int | None = None
         self._usual_spare_bytes = 0
@@ -54,6 +57,7 @@ class Pressure:
         self._gauge = gauge
         self._contents = contents
         self._residency = residency
+        self._counters = counters
         self._before_bytes = 0
         self._early = _FIRST_EARLY
         self._rest = 0
@@ -105,7 +109,7 @@ class Pressure:
             self._let_wait(paged_bytes, scratch_bytes, self._usual_spare_bytes)
             return 0
         held = self._held_bytes()
-        self._fit(held + rise_bytes + paged_bytes)
+        self._fit(held + rise_bytes + paged_bytes, waits=True)
         missing_bytes = held + rise_bytes + paged_bytes - self._now_bytes
         missing_bytes -= self._contents.outgoing_bytes
         self._keep(held, rise_bytes, self._now_bytes, in_use, paged_bytes, scratch_bytes)
@@ -124,7 +128,7 @@ class Pressure:
         rise = max(self.rise_bytes, held - self._before_bytes, size_bytes)
         self.rise_bytes = min(rise, self.limit_bytes // 2)
         rise = max(self.rise_bytes - beside_bytes, 0)
-        self._fit(int((held + rise + beside_bytes) / self._early))
+        self._fit(int((held + rise + beside_bytes) / self._early), waits=True)
         self._keep(held, rise, int(self._now_bytes * self._early), in_use, beside_bytes)
         self._before_bytes = self._held_bytes()
 
@@ -222,25 +226,36 @@ class Pressure:
         likely_bytes = self._lent_bytes() + self._beside_bytes + coming_bytes
         return likely_bytes <= self._now_bytes - self._usual_spare_bytes
 
-    def _fit(self, needed_bytes: int) -> None:
+    def _fit(self, least_bytes: int, *, waits: bool = False) -> None:
         """Of a lease that rises and falls: ask for what is needed and a little more, which others
         may have; give back what is far over, once nothing waits freed there. Whoever gets pages
-        has them made anew, which takes time: so in pieces, and no further than others need.
+        has them made anew, which takes time: so in pieces, and no further than others need. Whoever
+        `waits` does so before bytes have to leave that others are about to return.
         """
         if self.lease is None or self.limit_bytes is None:
             return
-        needed_bytes += self._usual_spare_bytes
+        needed_bytes = least_bytes + self._usual_spare_bytes
         piece_bytes = self.limit_bytes // _PIECES
         granted_bytes = self.lease.lease_bytes
         if granted_bytes < min(needed_bytes, self.limit_bytes):
-            if time.monotonic() < self._refused_until_s:
+            begin_s = time.monotonic()
+            may_wait = waits and granted_bytes < least_bytes and self.lease.patience_s > 0
+            if begin_s < self._refused_until_s and not may_wait:
                 return
-            wanted_bytes = min(needed_bytes + piece_bytes, self.limit_bytes)
-            granted_bytes = self.lease.want(wanted_bytes)
-            if granted_bytes < wanted_bytes:
-                self._refused_until_s = time.monotonic() + _REFUSED_S
-        kept_bytes = max(needed_bytes + piece_bytes, self.lease.keeps_bytes or 0)
-        if kept_bytes + piece_bytes < granted_bytes and self.lease.is_connected:
+            granted_bytes = self.lease.want(
+                min(needed_bytes + piece_bytes, self.limit_bytes),
+                least_bytes=min(least_bytes, self.limit_bytes) if waits else 0,
+            )
+            end_s = time.monotonic()
+            self._counters.stall_s += end_s - begin_s
+            if granted_bytes < min(needed_bytes, self.limit_bytes):
+                self._refused_until_s = end_s + _REFUSED_S
+        others_bytes = self.lease.keeps_bytes or 0  # below that nobody needs any
+        kept_bytes = max(needed_bytes + piece_bytes, others_bytes)
+        over_bytes = granted_bytes - kept_bytes
+        if over_bytes > (0 if kept_bytes == others_bytes else piece_bytes) and (
+            self.lease.is_connected
+        ):
             self._now_bytes = kept_bytes
             self._keep_within(0, self._usual_spare_bytes)
             self.lease.give_back(self._now_bytes)

@@ -111,7 +111,7 @@ class Session:
         )
         self._gauge = self._device.gauge(self._residency.model_bytes)
         self._peaks = Peaks(self._gauge, self._counters)
-        self._pressure = Pressure(self._gauge, self._contents, self._residency)
+        self._pressure = Pressure(self._gauge, self._contents, self._residency, self._counters)
         self._execution = Execution(
             contents=self._contents,
             residency=self._residency,

@@ -230,13 +230,13 @@ class Sharing(RuleBasedStateMachine):
             self.short.discard(name)
             self.tell(Left(job=name))
 
-    @rule(number=numbers, wanted=st.integers(0, 1500), lost=st.booleans())
-    def wants(self, number: int, wanted: int, lost: bool) -> None:
+    @rule(number=numbers, wanted=st.integers(0, 1500), waits=st.booleans(), lost=st.booleans())
+    def wants(self, number: int, wanted: int, waits: bool, lost: bool) -> None:
         name = self.some(number)
         if name is not None:
             self.says(name)
             commands = self.tell(
-                Wanted(job=name, lease_bytes=wanted), lost_to=name if lost else None
+                Wanted(job=name, lease_bytes=wanted, waits=waits), lost_to=name if lost else None
             )
             assert any(isinstance(c, Granted) and c.job == name for c in commands)  # at once
 
@@ -253,6 +253,7 @@ class Sharing(RuleBasedStateMachine):
             job.periods_s.append(self.now_s - job.began_s)
         seen_s = min(job.periods_s[-3:]) if len(job.periods_s) >= 3 else foreseen_s
         assert 0 <= begin.after_s <= max(foreseen_s, seen_s)
+        assert 0 <= begin.patience_s <= max(foreseen_s, seen_s) / 8
         job.began_s = self.now_s + begin.after_s
         self.complies(name)
 

@@ -10,8 +10,9 @@ Caps are divided as ever meanwhile: they sum to the device again where the minim
 
 Why nobody waits for ever inside a step: a job owns the minimum of its profile from `Admitted` to
 `Left`, and a plan has certified that a step ends with that alone. Asking for more is answered at
-once, with more or with the same; so no job holds bytes while it waits for another's. The one wait,
-before a step begins, holds nothing beyond the lease and is shorter than a step, as that was
+once, with more or with the same. Whoever then waits for others to return what is over does so for
+the `patience_s` of its step at most, an eighth of it, and goes on with what it has; so two that
+wait for each other both go on. The wait before a step begins is shorter than a step, as that was
 foreseen or was of late. A lease is below the minimum only of a job whose minimum has risen: it
 `Drifted`, or comes back as another than the one that was let in. It steps with what it has, as it
 did so far, and what becomes free is its before anybody's; the others return what is over within a
@@ -45,7 +46,7 @@ from collections.abc import Sequence
 from tensile.budget import format_bytes
 from tensile.coordinator.apportion import Division, apportion
 from tensile.coordinator.channel import copy_limits
-from tensile.coordinator.interlock import wait_s
+from tensile.coordinator.interlock import PATIENCE, wait_s
 from tensile.coordinator.job import Job, at_minima
 from tensile.coordinator.job import Share as Share
 from tensile.coordinator.messages import (
@@ -106,13 +107,14 @@ class Coordinator:
                 self._leave(event, now_s, answer)
             case Wanted():
                 job = self._heard(event.job, now_s, answer)
+                job.wished_bytes = event.lease_bytes if event.waits else 0
                 if now_s >= self._opens_at_s:
                     self._grow(job, event.lease_bytes)
                 answer.append(Granted(job=event.job, lease_bytes=job.lease_bytes))
             case Returned():
                 job = self._heard(event.job, now_s, answer)
                 lower_bytes = max(event.lease_bytes, job.minimum_bytes)
-                job.lease_bytes = min(job.lease_bytes, lower_bytes)
+                job.lease_bytes, job.wished_bytes = min(job.lease_bytes, lower_bytes), 0
             case Drifted():
                 self._drift(event, now_s, answer)
             case Beginning():
@@ -121,7 +123,10 @@ class Coordinator:
                     job.periods_s.append(now_s - job.began_s)
                 after_s = self._wait_s(job, now_s)
                 job.began_s = now_s + after_s
-                answer.append(Begin(job=event.job, after_s=after_s))
+                patience_s = 0.0
+                if self._interlocked and job.rung is not None:
+                    patience_s = PATIENCE * job.rung.step_s
+                answer.append(Begin(job=event.job, after_s=after_s, patience_s=patience_s))
             case Renewed():
                 self._heard(event.job, now_s, answer)
             case Ticked():
@@ -211,7 +216,9 @@ class Coordinator:
             answer.append(Granted(job=job.name, lease_bytes=job.lease_bytes))
         untold = False
         for job in self._admitted.values():
-            wanted_bytes = job.minimum_bytes if self._interlocked else job.cap_bytes
+            wanted_bytes = job.cap_bytes
+            if self._interlocked:
+                wanted_bytes = max(job.minimum_bytes, job.wished_bytes)
             is_untold = job.told is None and job.portion is not None
             if self._grow(job, wanted_bytes) or is_untold:
                 answer.append(Granted(job=job.name, lease_bytes=job.lease_bytes))

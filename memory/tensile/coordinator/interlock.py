@@ -15,6 +15,7 @@ from tensile.coordinator.profile import SAMPLES, Rung
 
 _LONGEST = SAMPLES * 5 // 8  # that a step waits for another
 _DRIFT = SAMPLES // 8  # by which steps may be out of place without their peaks meeting, if possible
+PATIENCE = _DRIFT / SAMPLES  # of a step, in which it may wait for what others are late to return
 ALIKE = 1.1  # lengths of steps that stay interlocked for long, one over the other
 
 

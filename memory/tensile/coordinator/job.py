@@ -37,13 +37,14 @@ class Job:
     """`number` is the order in which jobs came; `asked_s` when a question was put to it that it
     has not answered, and `is_silent` whether its lease ran out over that. `told` is what it heard
     last; None for a job that has to be told anew. One that `outgrew` what was foreseen did so since
-    the device was divided among all.
+    the device was divided among all. `wished_bytes` is what it waits for within a step.
     """
 
     member: Member
     number: int
     heard_s: float
     lease_bytes: int = 0
+    wished_bytes: int = 0
     portion: Portion | None = None
     told: Target | None = None
     asked_s: float | None = None

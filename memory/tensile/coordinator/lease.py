@@ -51,9 +51,10 @@ class LeaseRefused(RuntimeError):
 class Lease:
     """`lease_bytes` may be held now, `cap_bytes` is what to plan for. Where steps are interlocked,
     the one is asked for up to the other within a step, and given back down to `keeps_bytes`, which
-    is None elsewhere. `copy_share` and `yields` are what the broker said of the channel and the
-    processors (`Target`). With `stands_in` it is held for another process, until that has one of
-    its own by the same name. Any thread may call.
+    is None elsewhere; `patience_s` is for how long `want` may still wait in this step. `copy_share`
+    and `yields` are what the broker said of the channel and the processors (`Target`). With
+    `stands_in` it is held for another process, until that has one of its own by the same name. Any
+    thread may call.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Lease:
         self._news = threading.Condition()
         self._socket: socket.socket | None = None
         self._number = self._returned_at = self._asked = self._heard = 0
-        self._after_s = 0.0
+        self._after_s = self.patience_s = 0.0
         self._admitted = holds_bytes > 0
         self._refusal: str | None = None
         self._closed = False
@@ -86,13 +87,19 @@ class Lease:
                 raise LeaseRefused(self._refusal)
             return self._admitted
 
-    def want(self, lease_bytes: int) -> int:
-        """Ask for so much, and answer how much there is: never less than before. Waits for no
-        other job.
+    def want(self, lease_bytes: int, *, least_bytes: int = 0) -> int:
+        """Ask for so much, and answer how much there is: never less than before. Waits for other
+        jobs only until there are `least_bytes`, and for what is left of the step's patience.
         """
         with self._news:
-            if lease_bytes > self.lease_bytes:
-                self._ask(Wanted(job=self._member.job, lease_bytes=lease_bytes))
+            if lease_bytes <= self.lease_bytes:
+                return self.lease_bytes
+            waits = least_bytes > self.lease_bytes and self.patience_s > 0
+            self._ask(Wanted(job=self._member.job, lease_bytes=lease_bytes, waits=waits))
+            if waits:
+                self._wait_for(least_bytes)
+                # it goes on with that
+                self._say(Wanted(job=self._member.job, lease_bytes=self.lease_bytes))
             return self.lease_bytes
 
     def give_back(self, lease_bytes: int) -> None:
@@ -110,7 +117,7 @@ class Lease:
         Not at all where no broker answers.
         """
         with self._news:
-            self._after_s = 0.0
+            self._after_s = self.patience_s = 0.0
             self._ask(Beginning(job=self._member.job))
             if self._after_s <= 0:
                 return 0.0
@@ -169,6 +176,14 @@ class Lease:
         number = self._asked = self._say(message)
         if self._socket is not None and answers:
             self._news.wait_for(lambda: self._heard >= number or self._socket is None, ANSWER_S)
+
+    def _wait_for(self, least_bytes: int) -> None:
+        begin_s = time.monotonic()
+        self._news.wait_for(
+            lambda: self.lease_bytes >= least_bytes or self._closed or self._socket is None,
+            self.patience_s,
+        )
+        self.patience_s -= time.monotonic() - begin_s
 
     def _forget(self) -> None:
         """In a forked child, which must not keep its parent's bytes when that dies."""
@@ -234,7 +249,7 @@ class Lease:
             case Granted() if number >= self._returned_at:
                 self.lease_bytes = message.lease_bytes
             case Begin():
-                self._after_s = message.after_s
+                self._after_s, self.patience_s = message.after_s, message.patience_s
             case Renew():
                 self._say(Renewed(job=self._member.job))
         if isinstance(message, Granted | Begin):

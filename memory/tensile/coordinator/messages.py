@@ -31,10 +31,13 @@ class Left:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A job needs its lease to be so many bytes; answered at once with Granted."""
+    """A job needs its lease to be so many bytes; answered at once with Granted. Where it `waits`,
+    what becomes free is granted as it does, until the next word about the job's bytes.
+    """
 
     job: str
     lease_bytes: int
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,10 +137,13 @@ class Granted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begin:
-    """The job begins its step after so many seconds, or when it has waited enough itself."""
+    """The job begins its step after so many seconds, or when it has waited enough itself; within
+    it, it may wait for `patience_s` in all until others have returned what it wants.
+    """
 
     job: str
     after_s: float
+    patience_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
