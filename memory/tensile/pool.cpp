@@ -1,9 +1,10 @@
 // An allocator for torch's CPU tensors that gives freed memory back, but not too soon.
 //
 // glibc either keeps large freed blocks for good, or maps and zeroes fresh pages for each tensor.
-// Here freed blocks wait for the next tensor of their size for as long as a limit allows. Where it
-// does not, the pages of those that waited longest move to the new tensor's address: to move a page
-// takes a hundredth of the time that the system needs to take it back and give a zeroed one.
+// Here freed blocks, joined with their free neighbours, wait for as long as a limit allows, and the
+// smallest that is large enough serves the next tensor. Where none is, the pages of those that
+// waited longest move to its address: to move a page takes a hundredth of the time that the system
+// needs to take it back and give a zeroed one.
 // Blocks are whole pages, so that they can be read and written round the page cache.
 
 #include <c10/core/Allocator.h>
@@ -80,13 +81,18 @@ char* mapped(size_t size, char* place = nullptr) {
   return address == MAP_FAILED ? nullptr : static_cast<char*>(address);
 }
 
-// The pages come to `place`; where the system refuses, they are gone and `place` has fresh ones.
-bool moved(const Block& block, char* place) {
+// The pages come to `place`; where the system refuses, they are gone, `place` has fresh ones, and the
+// block is not whole. False where there are none: then all of them are gone.
+bool moved(Block& block, char* place) {
   char* from = block.address;
   for (auto [size, origin] : block.pieces) {
     if (mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED) {
       munmap(from, size);
-      if (mapped(size, place) == nullptr) return false;  // what was there may be unmapped
+      if (mapped(size, place) == nullptr) {  // what was there may be unmapped
+        munmap(from + size, block.end() - from - size);
+        return false;
+      }
+      block.whole = false;
     }
     from += size;
     place += size;
@@ -184,10 +190,10 @@ struct Books {
     wait(std::move(block), waiting.end());
   }
 
-  // What may not wait when so much more is lent.
-  size_t surplus(size_t more_lent = 0) const {
+  // What may not wait.
+  size_t surplus() const {
     size_t most = std::max(limit_bytes, crest_bytes);
-    size_t may = std::min(most_waiting_bytes, most - std::min(most, lent_bytes + more_lent));
+    size_t may = std::min(most_waiting_bytes, most - std::min(most, lent_bytes.load()));
     return waiting_bytes - std::min<size_t>(waiting_bytes, may);
   }
 
@@ -204,15 +210,15 @@ struct Books {
     }
   }
 
-  // A block of this size that waits, or one of pages that may wait no more and of fresh ones.
+  // The front of one that waits, or a block of the pages of several and of fresh ones.
   Block found(size_t size) {
     auto large = by_size.lower_bound({size, nullptr});
     if (large != by_size.end()) return front(by_address.at(large->second), size);
-    size_t over = limit_bytes == kNoLimit ? surplus(size) : waiting_bytes.load();
+    size_t waits = waiting_bytes;
     Block block{mapped(size), size, {}, true};
     size_t filled = 0;
-    while (block.address != nullptr && filled < size && filled < over) {
-      Block part = oldest(std::min(size, over) - filled);
+    while (block.address != nullptr && filled < size && filled < waits) {
+      Block part = oldest(std::min(size, waits) - filled);
       if (pieces > kMostPieces) {
         unmap(part);
         break;
@@ -224,6 +230,7 @@ struct Books {
         break;
       }
       filled += part.size;
+      block.whole = block.whole && part.whole;
       for (auto [piece, origin] : part.pieces) block.pieces.push_back({piece, ++origins});
     }
     if (block.address != nullptr && filled < size) {

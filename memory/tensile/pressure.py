@@ -239,12 +239,13 @@ class Pressure:
         granted_bytes = self.lease.lease_bytes
         if granted_bytes < min(needed_bytes, self.limit_bytes):
             begin_s = time.monotonic()
+            least_bytes = min(least_bytes, self.limit_bytes) - self._contents.outgoing_bytes
             may_wait = waits and granted_bytes < least_bytes and self.lease.patience_s > 0
             if begin_s < self._refused_until_s and not may_wait:
                 return
             granted_bytes = self.lease.want(
                 min(needed_bytes + piece_bytes, self.limit_bytes),
-                least_bytes=min(least_bytes, self.limit_bytes) if waits else 0,
+                least_bytes=least_bytes if waits else 0,
             )
             end_s = time.monotonic()
             self._counters.stall_s += end_s - begin_s

@@ -94,6 +94,7 @@ class Tenancy:
         lease = self._lease
         if lease is None or self._is_child:
             return
+        lease.patience_s = 0.0  # of a step that is over
         if lease.refusal is not None:
             self._counters.note(lease.refusal)
         allowed_bytes = self._allowed_bytes(lease)

@@ -134,6 +134,10 @@ def test_who_waits_within_a_step_gets_what_becomes_free_until_its_next_word() ->
     )
     assert coordinator.handle(Returned(job="b", lease_bytes=450), 1) == ()  # it is over that too
     assert coordinator.handle(Returned(job="a", lease_bytes=350), 1) == ()
+    coordinator.handle(Wanted(job="a", lease_bytes=550), 1)
+    coordinator.handle(Wanted(job="b", lease_bytes=600, waits=True), 1)
+    coordinator.handle(Beginning(job="b"), 2)  # whatever became of that step
+    assert coordinator.handle(Returned(job="a", lease_bytes=350), 2) == ()
 
 
 def test_jobs_wait_for_each_other_by_the_steps_that_were_seen_and_not_by_one_long_pause() -> None:

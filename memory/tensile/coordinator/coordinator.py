@@ -119,6 +119,7 @@ class Coordinator:
                 self._drift(event, now_s, answer)
             case Beginning():
                 job = self._heard(event.job, now_s, answer)
+                job.wished_bytes = 0
                 if job.began_s is not None and now_s > job.began_s:
                     job.periods_s.append(now_s - job.began_s)
                 after_s = self._wait_s(job, now_s)
@@ -332,13 +333,15 @@ class Coordinator:
         return True
 
     def _grow(self, job: Job, wanted_bytes: int) -> bool:
-        """Up to its cap, and by what is free and not promised to the next one who waits."""
-        promised_bytes = 0
-        if job.missing_bytes == 0:
-            promised_bytes = sum(self._needed_bytes(j) for j in self._waiting.values() if j.portion)
-            promised_bytes += sum(j.missing_bytes for j in self._admitted.values())
+        """Up to its cap, and by what is free and not promised to others: to their minima, or to the
+        next one who waits. Its own minimum is promised to nobody else.
+        """
+        promised_bytes = sum(self._needed_bytes(j) for j in self._waiting.values() if j.portion)
+        promised_bytes += sum(j.missing_bytes for j in self._admitted.values() if j is not job)
+        own_bytes = min(job.missing_bytes, self.free_bytes)
         more_bytes = min(
-            min(wanted_bytes, job.cap_bytes) - job.lease_bytes, self.free_bytes - promised_bytes
+            min(wanted_bytes, job.cap_bytes) - job.lease_bytes,
+            max(self.free_bytes - promised_bytes, own_bytes),
         )
         if more_bytes <= 0:
             return False

@@ -94,12 +94,16 @@ class Lease:
         with self._news:
             if lease_bytes <= self.lease_bytes:
                 return self.lease_bytes
-            waits = least_bytes > self.lease_bytes and self.patience_s > 0
-            self._ask(Wanted(job=self._member.job, lease_bytes=lease_bytes, waits=waits))
-            if waits:
-                self._wait_for(least_bytes)
-                # it goes on with that
-                self._say(Wanted(job=self._member.job, lease_bytes=self.lease_bytes))
+            waits = self.lease_bytes < least_bytes <= self.cap_bytes and self.patience_s > 0
+            begin_s = time.monotonic()
+            try:
+                asked = Wanted(job=self._member.job, lease_bytes=lease_bytes, waits=waits)
+                if self._ask(asked) and waits:
+                    self._news.wait_for(lambda: self._is_settled(least_bytes), self.patience_s)
+            finally:
+                if waits:  # whatever ended it, it goes on with what it has
+                    self.patience_s -= time.monotonic() - begin_s
+                    self._say(Wanted(job=self._member.job, lease_bytes=self.lease_bytes))
             return self.lease_bytes
 
     def give_back(self, lease_bytes: int) -> None:
@@ -171,19 +175,20 @@ class Lease:
                 self._socket = None
         return self._number
 
-    def _ask(self, message: Message) -> None:
-        answers = self._heard >= self._asked  # else it is not waited for until it does again
+    def _ask(self, message: Message) -> bool:
+        """Whether it was answered. A broker that owes an answer is asked nothing more: what it does
+        not read would fill the socket, and then nobody could say anything.
+        """
+        if self._heard < self._asked:
+            return False
         number = self._asked = self._say(message)
-        if self._socket is not None and answers:
-            self._news.wait_for(lambda: self._heard >= number or self._socket is None, ANSWER_S)
+        self._news.wait_for(lambda: self._heard >= number or self._socket is None, ANSWER_S)
+        return self._heard >= number
 
-    def _wait_for(self, least_bytes: int) -> None:
-        begin_s = time.monotonic()
-        self._news.wait_for(
-            lambda: self.lease_bytes >= least_bytes or self._closed or self._socket is None,
-            self.patience_s,
-        )
-        self.patience_s -= time.monotonic() - begin_s
+    def _is_settled(self, least_bytes: int) -> bool:
+        """There are so many bytes, or nobody will grant them in this step."""
+        is_over = self._closed or self._socket is None or least_bytes > self.cap_bytes
+        return is_over or self.lease_bytes >= least_bytes
 
     def _forget(self) -> None:
         """In a forked child, which must not keep its parent's bytes when that dies."""
