@@ -32,7 +32,7 @@ from typing import Any
 from environment import describe, spread
 from trainee import Trainee
 
-FIRST = 10  # steps before the clock starts: by then the jobs have found where their peaks do not meet
+FIRST = 10  # steps before the clock starts: by then their peaks have found their places
 LOOK_S, AT_ONCE_S = 0.004, 0.01
 LOOKS_A_STEP = 10  # that count, on the average: fewer might miss the peak
 WIDTH, DEPTH, ROWS = 512, 8, 4096
