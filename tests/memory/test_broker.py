@@ -315,10 +315,14 @@ def test_a_broker_that_stopped_answering_is_waited_for_once(place: Path) -> None
                 assert lease.begin_step() == 0
                 assert time.monotonic() - begin_s < 2 * waited_s
                 # one question is open: more would fill the socket
+                lease.patience_s = 60.0  # of a step that began while it answered
+                assert [lease.want(900, least_bytes=800) for _ in range(20)] == [300] * 20
                 asked, question = decode(next(lines))
                 assert isinstance(question, Wanted)
                 connection.sendall(encode(Granted(job="a", lease_bytes=900), asked))
                 until("its answer", lambda: lease.lease_bytes == 900)
+                lease.give_back(800)
+                assert isinstance(decode(next(lines))[1], Returned)
 
 
 # leases that run out, and bytes that come back

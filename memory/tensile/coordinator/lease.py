@@ -92,8 +92,8 @@ class Lease:
         jobs only until there are `least_bytes`, and for what is left of the step's patience.
         """
         with self._news:
-            if lease_bytes <= self.lease_bytes:
-                return self.lease_bytes
+            if lease_bytes <= self.lease_bytes or self._heard < self._asked:
+                return self.lease_bytes  # it has that, or an answer is owed (`_ask`)
             waits = self.lease_bytes < least_bytes <= self.cap_bytes and self.patience_s > 0
             begin_s = time.monotonic()
             try:
