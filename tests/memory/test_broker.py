@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 from helpers.attempts import wait_for
-from helpers.random_profiles import triangle
 from tensile.coordinator import Member, Profile, Rung, Share, declared
 from tensile.coordinator.broker import Broker, BrokerError
 from tensile.coordinator.lease import Lease, LeaseRefused, look
@@ -81,49 +80,6 @@ def test_the_bytes_of_a_process_that_is_killed_are_back_at_once(
             until("what is left", lambda: lease.lease_bytes == 400)
             child.send_signal(signal.SIGKILL)
             until("all that it wants", lambda: lease.lease_bytes == 900)
-
-
-@contextlib.contextmanager
-def interlocked(place: Path, step_s: float) -> Iterator[tuple[Lease, Lease]]:
-    """Two equal jobs whose peaks do not fit at once; the first one has 600 of the bytes."""
-    rungs = (triangle(700, 150, step_s), triangle(350, 150, 3 * step_s))
-    with Lease(place, Member(job="a", profile=Profile(rungs=rungs))) as first:
-        assert first.join(10)
-        with Lease(place, Member(job="b", profile=Profile(rungs=rungs))) as second:
-            until("interlocked steps", lambda: first.keeps_bytes is not None)
-            first.give_back(350)
-            assert second.join(10)
-            assert first.want(600) == 600
-            yield first, second
-
-
-def test_within_a_step_a_job_waits_until_another_returns_what_it_needs(
-    broker: Broker, place: Path
-) -> None:
-    with interlocked(place, step_s=800) as (first, second):
-        assert second.want(600, least_bytes=600) == 400  # it is in no step
-        assert second.begin_step() == 0
-        second.give_back(350)
-        answers: list[int] = []
-        asking = threading.Thread(target=lambda: answers.append(second.want(600, least_bytes=500)))
-        asking.start()
-        until("what is free", lambda: second.lease_bytes == 400)
-        first.give_back(550)
-        until("a part", lambda: second.lease_bytes == 450)
-        first.give_back(480)
-        asking.join()
-        assert answers == [520]
-
-
-def test_nobody_waits_within_its_step_for_longer_than_it_was_told(
-    broker: Broker, place: Path
-) -> None:
-    with interlocked(place, step_s=0.8) as (_, second):
-        assert second.begin_step() == 0
-        assert second.patience_s == pytest.approx(0.1)
-        assert second.want(600, least_bytes=500) == 400
-        assert second.patience_s <= 0
-        assert second.want(600, least_bytes=500) == 400
 
 
 def test_jobs_outlive_their_broker_and_tell_the_next_one_what_they_hold(place: Path) -> None:

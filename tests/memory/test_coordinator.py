@@ -112,34 +112,6 @@ def test_interlocked_jobs_ask_for_more_and_are_answered_at_once() -> None:
     assert Target(job="a", cap_bytes=700, rung=0) in told  # its cap stays; it need not ask any more
 
 
-def test_who_waits_within_a_step_gets_what_becomes_free_until_its_next_word() -> None:
-    coordinator = Coordinator(DEVICE)
-    profile = Profile(rungs=(triangle(700, 150), triangle(350, 150, 3.0)))
-    for name in ("a", "b"):
-        coordinator.handle(Joined(member=Member(job=name, profile=profile)), now_s=0)
-    coordinator.handle(Returned(job="a", lease_bytes=350), 0)
-    coordinator.handle(Wanted(job="a", lease_bytes=600), 1)
-    short = Granted(job="b", lease_bytes=400)
-    assert coordinator.handle(Wanted(job="b", lease_bytes=600, waits=True), 1) == (short,)
-    assert coordinator.handle(Returned(job="a", lease_bytes=500), 1) == (
-        Granted(job="b", lease_bytes=500),
-    )
-    # it goes on with that
-    assert coordinator.handle(Wanted(job="b", lease_bytes=500), 1) == (
-        Granted(job="b", lease_bytes=500),
-    )
-    assert coordinator.handle(Returned(job="a", lease_bytes=400), 1) == ()
-    assert coordinator.handle(Wanted(job="b", lease_bytes=700, waits=True), 1) == (
-        Granted(job="b", lease_bytes=600),
-    )
-    assert coordinator.handle(Returned(job="b", lease_bytes=450), 1) == ()  # it is over that too
-    assert coordinator.handle(Returned(job="a", lease_bytes=350), 1) == ()
-    coordinator.handle(Wanted(job="a", lease_bytes=550), 1)
-    coordinator.handle(Wanted(job="b", lease_bytes=600, waits=True), 1)
-    coordinator.handle(Beginning(job="b"), 2)  # whatever became of that step
-    assert coordinator.handle(Returned(job="a", lease_bytes=350), 2) == ()
-
-
 def test_jobs_wait_for_each_other_by_the_steps_that_were_seen_and_not_by_one_long_pause() -> None:
     coordinator = Coordinator(DEVICE)
     profile = Profile(rungs=(triangle(700, 150), triangle(350, 150, 3.0)))

@@ -7,14 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from helpers.attempts import wait_for
-from helpers.budgeted_process import medium
 from helpers.invented_costs import COSTS
 from helpers.shared_device import SharedDevice, alone, shared_device
 from helpers.sharing_process import ROWS
@@ -27,12 +24,6 @@ from tensile.coordinator.profile import Rung
 from tensile.membership import from_environment
 
 DEVICE_BYTES = 40 * 2**20
-SLOW = replace(  # of a device on which a step takes so long that it may wait for seconds
-    COSTS,
-    **{name: getattr(COSTS, name) / 1e4 for name in COSTS.__slots__ if name.endswith("per_s")},
-    overhead_s=1e4 * COSTS.overhead_s,
-    copy_latency_s=1e4 * COSTS.copy_latency_s,
-)
 
 
 @pytest.fixture
@@ -236,46 +227,6 @@ def test_where_steps_are_interlocked_a_neighbour_has_the_bytes_between_two_peaks
         assert max(leases) + neighbour.lease_bytes <= natural * 3 // 2
         found = contents(training)
     assert differences(found, expected) == []
-
-
-def test_bytes_that_a_neighbour_returns_in_time_are_waited_for_before_any_leave(
-    place: Path, tmp_path: Path
-) -> None:
-    training = medium(width=256, depth=6)
-    training.batches = [torch.randn(2048, 256)]
-    step = trace(training.step, training.model, training.optimizer, training.batches[0])
-    other = Member(job="other", profile=traced(step, SLOW))
-    natural = other.profile.peak_bytes
-    asks: list[int] = []
-
-    def give_way(shares: tuple[Share, ...]) -> None:
-        """When the session has got all that is free, and then asks for more."""
-        leases = {share.job: share.lease_bytes for share in shares}
-        if "mine" not in leases or leases["other"] <= natural // 2:
-            return
-        if sum(leases.values()) == natural * 3 // 2:
-            asks.append(leases["mine"])
-            if asks.count(leases["mine"]) > 1:
-                neighbour.give_back(natural // 2)
-
-    with (
-        Broker(place, natural * 3 // 2, on_change=give_way),
-        Lease(place, other) as neighbour,
-        member_of(training, place, tmp_path) as session,
-    ):
-        assert neighbour.join(10)
-        neighbour.give_back(0)
-        session.prepare(training.step, training.batches[0], costs=SLOW)
-        steps(session, training, 2)
-        before = session.stats()
-        for _ in range(3):
-            asks.clear()
-            neighbour.want(natural * 4 // 5)
-            steps(session, training, 1)
-            assert neighbour.lease_bytes == natural // 2
-        after = session.stats()
-    assert after.swapped_out_bytes == before.swapped_out_bytes
-    assert after.stall_s > before.stall_s
 
 
 def test_who_waits_says_so_and_holds_nothing_meanwhile(
