@@ -8,14 +8,14 @@ count with their peak.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tensile.coordinator.profile import SAMPLES, Rung
 
-_LONGEST = SAMPLES * 5 // 8  # that a step waits for another
-_DRIFT = SAMPLES // 8  # by which steps may be out of place without their peaks meeting, if possible
-PATIENCE = _DRIFT / SAMPLES  # of a step, in which it may wait for what others are late to return
+_LONGEST = 5 / 8  # of a step, for which it waits for others before it begins, …
+_MARGIN = 0.25  # … of the time in which all fit by then, for which it waits on, …
+PATIENCE = 1 / 8  # … and of a step, in which it may wait for what others are late to return
 ALIKE = 1.1  # lengths of steps that stay interlocked for long, one over the other
 
 
@@ -63,32 +63,60 @@ def wait_s(mine: Rung, others: Sequence[tuple[Rung, float]], device_bytes: int) 
 
     Each of them is taken to go on with its next step at once. Not for much longer than half
     a step: then another one waits for less when its next step begins. No two steps take quite the
-    same time, so as much drift as may be finds room too: what then does not fit has to leave.
+    same time, so who waits at all does so a little longer than it must, as far as there is room;
+    who is at most a little late does not wait, since that would make it late for the next.
     """
+    longest_s = _LONGEST * mine.step_s
+    fits_from_s = 0.0
+    for begin_s, end_s in sorted(_clashes(mine, others, longest_s, device_bytes)):
+        if begin_s > fits_from_s:
+            return _with_margin(fits_from_s, begin_s, mine.step_s, longest_s)
+        fits_from_s = max(fits_from_s, end_s)
+    return _with_margin(fits_from_s, math.inf, mine.step_s, longest_s)
+
+
+def _with_margin(first_s: float, last_s: float, step_s: float, longest_s: float) -> float:
+    """Between the two all would fit."""
+    if first_s <= 0 or first_s > longest_s:
+        return 0.0
+    return min(first_s + min(_MARGIN * (last_s - first_s), PATIENCE * step_s), longest_s)
+
+
+def _clashes(
+    mine: Rung, others: Sequence[tuple[Rung, float]], longest_s: float, device_bytes: int
+) -> Iterator[tuple[float, float]]:
+    """Waits, from and to, after which one part of the step would not fit with the others."""
     part_s = mine.step_s / SAMPLES
-    for drift in range(_DRIFT, -1, -1):
-        for delay in range(_LONGEST + 1):
-            if _peak(mine, others, delay * part_s, drift * part_s) <= device_bytes:
-                return delay * part_s
-    return 0.0
+    together = tuple(_together(others, longest_s + mine.step_s, part_s))
+    for number, held_bytes in enumerate(mine.curve):
+        for begin_s, end_s, others_bytes in together:
+            if held_bytes + others_bytes > device_bytes:
+                yield begin_s - (number + 1) * part_s, end_s - number * part_s
 
 
-def _peak(mine: Rung, others: Sequence[tuple[Rung, float]], delay_s: float, drift_s: float) -> int:
-    part_s = mine.step_s / SAMPLES
-    first_s, length_s = delay_s - drift_s, part_s + 2 * drift_s
-    return max(
-        held + sum(_at(rung, ran_s + first_s + number * part_s, length_s) for rung, ran_s in others)
-        for number, held in enumerate(mine.curve)
-    )
-
-
-def _at(rung: Rung, begin_s: float, length_s: float) -> int:
-    """The most that it holds between two moments, counted from the begin of a step of its."""
-    first = math.floor(begin_s / rung.step_s * SAMPLES)
-    last = math.floor((begin_s + length_s) / rung.step_s * SAMPLES - 1e-9)
-    if last - first >= SAMPLES:
-        return max(rung.curve)
-    return max(rung.curve[number % SAMPLES] for number in range(first, max(first, last) + 1))
+def _together(
+    others: Sequence[tuple[Rung, float]], until_s: float, shortest_s: float
+) -> Iterator[tuple[float, float, int]]:
+    """From when to when, from now on, they hold how much together. A step that is shorter than
+    anybody could look at counts with its peak.
+    """
+    total_bytes = 0
+    changes: list[tuple[float, int]] = []
+    for rung, ran_s in others:
+        if rung.step_s < shortest_s:
+            total_bytes += max(rung.curve)
+            continue
+        part_s = rung.step_s / SAMPLES
+        first = math.floor(ran_s / part_s)
+        total_bytes += rung.curve[first % SAMPLES]
+        for number in range(first + 1, math.ceil((ran_s + until_s) / part_s)):
+            more_bytes = rung.curve[number % SAMPLES] - rung.curve[(number - 1) % SAMPLES]
+            changes.append((number * part_s - ran_s, more_bytes))
+    at_s = 0.0
+    for change_s, more_bytes in sorted(changes):
+        yield at_s, change_s, total_bytes
+        at_s, total_bytes = change_s, total_bytes + more_bytes
+    yield at_s, until_s, total_bytes
 
 
 def _sum(total: Sequence[int], curve: Sequence[int], offset: int) -> list[int]:
