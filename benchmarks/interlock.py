@@ -85,7 +85,8 @@ def train_here(arm: str, steps: int) -> None:
             warm.prepare(step, batch)
             with warm.step():
                 step(batch)
-    del model, optimizer, batch
+        del warm
+    del model, optimizer, step, batch
     print("ready", flush=True)
     sys.stdin.readline()
     model, optimizer, step, batch = training(DEPTH, ROWS)

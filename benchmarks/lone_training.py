@@ -170,22 +170,24 @@ def _warm_up(task: Task) -> None:
     from tensile import freed_memory
 
     load_libraries()
-    model, optimizer, step, batch = made(task, FEW)
-    if task.is_managed:
-        with tensile.Session(model, optimizer, 0.8) as session:
-            session.prepare(step, batch)
-            with session.step():
-                step(batch)
-    else:
-        step(batch)
-    del model, optimizer, step, batch
+    _step_once(task)
     gc.collect()
-    if task.is_managed:
-        freed_memory.give_back()
-        freed_memory.trim()
+    freed_memory.give_back()  # what a step left is not the bare process's
     if task.device != "cpu":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(task.device)
+
+
+def _step_once(task: Task) -> None:
+    """Of a model and a session that are gone afterwards."""
+    model, optimizer, step, batch = made(task, FEW)
+    if not task.is_managed:
+        step(batch)
+        return
+    with tensile.Session(model, optimizer, 0.8) as session:
+        session.prepare(step, batch)
+        with session.step():
+            step(batch)
 
 
 def main() -> None:

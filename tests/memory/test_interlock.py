@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -22,8 +23,8 @@ def fits(mine: Rung, others: list[tuple[Rung, float]], delay_s: float, device_by
     borders = {delay_s + number * part_s for number in range(SAMPLES + 1)}
     for rung, ran_s in others:
         its_part_s = rung.step_s / SAMPLES
-        first = int((ran_s + delay_s) / its_part_s)
-        last = int((ran_s + delay_s + mine.step_s) / its_part_s) + 1
+        first = math.floor((ran_s + delay_s) / its_part_s)
+        last = math.ceil((ran_s + delay_s + mine.step_s) / its_part_s)
         borders |= {number * its_part_s - ran_s for number in range(first, last + 1)}
     inside = sorted(at_s for at_s in borders if delay_s <= at_s <= delay_s + mine.step_s)
     for begin_s, end_s in pairwise(inside):
@@ -32,7 +33,8 @@ def fits(mine: Rung, others: list[tuple[Rung, float]], delay_s: float, device_by
         at_s = (begin_s + end_s) / 2
         held = mine.curve[min(int((at_s - delay_s) / part_s), SAMPLES - 1)]
         for rung, ran_s in others:
-            held += rung.curve[int((at_s + ran_s) / rung.step_s * SAMPLES) % SAMPLES]
+            number = math.floor((at_s + ran_s) / rung.step_s * SAMPLES)
+            held += rung.curve[max(number, -1) % SAMPLES]
         if held > device_bytes:
             return False
     return True
@@ -41,7 +43,7 @@ def fits(mine: Rung, others: list[tuple[Rung, float]], delay_s: float, device_by
 rungs = st.builds(
     triangle, st.integers(200, 900), st.integers(50, 200), st.sampled_from([0.9, 1.0, 1.04, 3.0])
 )
-steps = st.lists(st.tuples(rungs, st.floats(0, 5)), max_size=2)
+steps = st.lists(st.tuples(rungs, st.floats(-1, 5)), max_size=2)
 
 
 @given(mine=rungs, others=steps, device_bytes=st.integers(300, 2500))
@@ -82,6 +84,12 @@ def test_who_waited_does_not_wait_again_for_being_a_little_late() -> None:
     assert wait_s(rung, [(rung, 0.2 + after_s)], 620) == 0.0
     assert wait_s(rung, [(rung, 0.2 + after_s + 0.01)], 620) == 0.0
     assert wait_s(rung, [(rung, 0.2 + after_s - 0.01)], 620) == 0.0
+
+
+def test_who_is_still_to_begin_counts_from_when_it_will() -> None:
+    rung = triangle(400, 100)
+    assert wait_s(rung, [(rung, -0.5)], 620) == 0.0  # when this step's peak has passed
+    assert wait_s(rung, [(rung, 0.0)], 620) > 0.3
 
 
 @pytest.mark.parametrize("others", [1, 2, 3])

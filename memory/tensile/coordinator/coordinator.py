@@ -359,7 +359,7 @@ class Coordinator:
             if other.is_silent:
                 room_bytes -= other.least_bytes
             elif other is not job and other.began_s is not None and other.rung is not None:
-                others.append((other.rung, max(now_s - other.began_s, 0.0)))
+                others.append((other.rung, now_s - other.began_s))
         return wait_s(mine, others, room_bytes)
 
     # words

@@ -59,12 +59,13 @@ def alike(rungs: Sequence[Rung]) -> tuple[int, ...]:
 
 def wait_s(mine: Rung, others: Sequence[tuple[Rung, float]], device_bytes: int) -> float:
     """How long a step should wait before it begins, so that all fit: 0 where they do already, or
-    will not. `others` are the rungs that run, and for how long their present step has.
+    will not. `others` are the rungs that run, and for how long their present step has: below 0 for
+    one that is still to begin.
 
     Each of them is taken to go on with its next step at once. Not for much longer than half
     a step: then another one waits for less when its next step begins. No two steps take quite the
-    same time, so who waits at all does so a little longer than it must, as far as there is room;
-    who is at most a little late does not wait, since that would make it late for the next.
+    same time, so who has to wait goes on to the middle of the time in which all fit, as far as that
+    is not long; who just fits begins at once, since it would be late for the others else.
     """
     longest_s = _LONGEST * mine.step_s
     fits_from_s = 0.0
@@ -107,7 +108,7 @@ def _together(
             total_bytes += max(rung.curve)
             continue
         part_s = rung.step_s / SAMPLES
-        first = math.floor(ran_s / part_s)
+        first = max(math.floor(ran_s / part_s), -1)  # before a step it holds what one leaves
         total_bytes += rung.curve[first % SAMPLES]
         for number in range(first + 1, math.ceil((ran_s + until_s) / part_s)):
             more_bytes = rung.curve[number % SAMPLES] - rung.curve[(number - 1) % SAMPLES]
