@@ -105,7 +105,9 @@ def main() -> int:
 def verdicts(shared: Run, alone: dict[str, Run], unmanaged: Run) -> list[tuple[bool, str]]:
     """What is promised, whether it holds, and the figures."""
     states = {name: job["state"] for name, job in shared.jobs.items()}
-    ended = ", ".join(f"{name} {state}" for name, state in states.items())
+    ended = ", ".join(
+        f"{name} {state}{_tries(shared.jobs[name])}" for name, state in states.items()
+    )
     part = shared.all_running_s / shared.makespan_s
     limit_bytes = int(TOLERANCE * DEVICE_BYTES)
     other = [name for name in alone if shared.curves[name] != alone[name].curves[name]]
@@ -127,6 +129,12 @@ def verdicts(shared: Run, alone: dict[str, Run], unmanaged: Run) -> list[tuple[b
             f"without the manager they held {format_bytes(unmanaged.peak_bytes)}, over {device}",
         ),
     ]
+
+
+def _tries(job: Json) -> str:
+    """How the attempts before the last one ended, if there were any: they explain a makespan."""
+    before = [str(attempt["reason"]) for attempt in job["attempts"][:-1]]
+    return f" (after {', '.join(before)})" if before else ""
 
 
 def table(shared: Run, alone: dict[str, Run]) -> None:
