@@ -116,6 +116,7 @@ def test_what_was_kept_is_answered_again_and_corrected_by_what_was_measured(benc
         ({"train": {"steps": 1, "precision": "bf16"}}, True),
         ({"train": {"steps": 1, "optimizer": {"name": "sgd"}}}, True),
         ({"train": {"steps": 1, "optimizer": {"weight_decay": 0.1}}}, True),
+        ({"memory": {"policy": "tensile"}}, True),  # a heap keeps more than a session does
         ({"train": {"steps": 9, "seed": 3, "optimizer": {"lr": 0.1}}}, False),
         ({"resources": {"memory": "1GiB"}, "name": "b", "priority": 1}, False),
     ],

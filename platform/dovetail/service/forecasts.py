@@ -163,7 +163,8 @@ def rehearse(
 
 def _configuration(spec: JobSpec, code: str | None) -> str:
     """Equal for jobs whose steps are equal: what does not shape a step is left out. The world size
-    is in it, since the batch is divided by it.
+    is in it, since the batch is divided by it; and who manages memory, since what a job took
+    without a manager, with all that its heap keeps, says little of what it takes with one.
     """
     known = spec.to_json()
     train = {**known["train"]} if known["train"] else {}
@@ -173,7 +174,8 @@ def _configuration(spec: JobSpec, code: str | None) -> str:
         train.pop(other, None)
     versions = {name: version(name) for name in ("torch", "dovetail")}
     size = {name: known["resources"][name] for name in ("devices", "cpus")}
-    parts = [known["family"], known["params"], train, size, code, versions]
+    policy = known["memory"]["policy"]
+    parts = [known["family"], known["params"], train, size, code, versions, policy]
     if spec.script is not None:
         parts += [known["script"], known["env"]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
