@@ -13,13 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from helpers.attempts import wait_for
-from tensile.coordinator import Member, Profile, Rung, Share, declared
+from helpers.leases import member, until
+from tensile.coordinator import Member, Share, declared
 from tensile.coordinator.broker import Broker, BrokerError
 from tensile.coordinator.lease import Lease, LeaseRefused, look
 from tensile.coordinator.messages import Admitted, Granted, Joined, Renew, Renewed, Returned, Wanted
@@ -29,19 +29,10 @@ DEVICE = 1000
 NEVER_S = 0.2
 
 
-def member(name: str, peak: int = 900, minimum: int = 300) -> Member:
-    rungs = (Rung.flat(peak, 1.0), Rung.flat(minimum, 2.0))
-    return Member(job=name, profile=Profile(rungs=rungs))
-
-
 @pytest.fixture
 def broker(place: Path) -> Iterator[Broker]:
     with Broker(place, DEVICE) as broker:
         yield broker
-
-
-def until(what: str, is_so: Callable[[], bool]) -> None:
-    wait_for(what, lambda: is_so() or None)
 
 
 def test_a_job_gives_way_to_the_next_and_gets_back_what_that_one_leaves(
@@ -373,92 +364,3 @@ def test_a_process_that_comes_back_late_is_counted_with_all_that_it_believes_in(
             }
             until("its cap", lambda: answer_of(child, 0) == (900, counted["old"].cap_bytes))
             assert counted["old"].cap_bytes == max(DEVICE - wanted, 300)
-
-
-# who stands in for a process
-
-
-def test_a_place_is_held_until_the_job_itself_comes_and_again_after_it_has_left(
-    broker: Broker, place: Path
-) -> None:
-    with Lease(place, Member(job="a", profile=declared(300)), stands_in=True) as stand_in:
-        assert stand_in.join(10)
-        with Lease(place, member("b")) as other:
-            assert other.join(10)
-            until("the rest", lambda: other.lease_bytes == DEVICE - 300)
-            with Lease(place, member("a")) as itself:
-                assert itself.join(10)
-                until("the place", lambda: itself.lease_bytes == 300)
-                until("a fair cap", lambda: other.cap_bytes == itself.cap_bytes == DEVICE // 2)
-                other.give_back(other.cap_bytes)
-                until("its half", lambda: itself.lease_bytes == DEVICE // 2)
-            until("the place again", lambda: other.cap_bytes == DEVICE - 300)
-            until("the rest again", lambda: other.lease_bytes == DEVICE - 300)
-            stand_in.close()
-            until("all that it wants", lambda: other.lease_bytes == 900)
-
-
-@contextlib.contextmanager
-def beside_a_stand_in(place: Path) -> Iterator[Lease]:
-    """A job of 600 bytes, and after it who holds 300 for another."""
-    with Lease(place, Member(job="b", profile=declared(600))) as other:
-        assert other.join(10)
-        with Lease(place, Member(job="a", profile=declared(300)), stands_in=True) as stand_in:
-            assert stand_in.join(10)
-            yield other
-
-
-def test_a_job_that_needs_more_than_was_held_for_it_waits_with_what_is(
-    broker: Broker, place: Path
-) -> None:
-    with beside_a_stand_in(place) as other:
-        with Lease(place, member("a", minimum=500)) as itself:
-            assert not itself.join(NEVER_S)
-            assert [(s.job, s.lease_bytes) for s in look(place)] == [("b", 600), ("a", 300)]
-            other.close()
-            assert itself.join(10)
-            until("all that it wants", lambda: itself.lease_bytes == 900)
-        until("its end", lambda: [s.lease_bytes for s in look(place)] == [300])
-
-
-def test_a_job_that_gives_up_waiting_leaves_what_is_held_for_it(
-    broker: Broker, place: Path
-) -> None:
-    with beside_a_stand_in(place):
-        for needed in (500, 1200):  # which waits, which is refused
-            itself = Lease(place, Member(job="a", profile=declared(needed)))
-            with itself, contextlib.suppress(LeaseRefused):
-                assert not itself.join(NEVER_S)
-            until("its end", lambda: [s.message for s in look(place)] == ["", ""])
-            assert [s.lease_bytes for s in look(place)] == [600, 300]
-
-
-def test_nobody_stands_in_for_a_job_twice_nor_takes_its_place(broker: Broker, place: Path) -> None:
-    held = Member(job="a", profile=declared(300))
-    with Lease(place, held, stands_in=True) as first:
-        assert first.join(10)
-        with Lease(place, held, stands_in=True) as second, pytest.raises(LeaseRefused):
-            second.join(10)
-        with Lease(place, held) as itself:
-            assert itself.join(10)
-            with Lease(place, held) as double, pytest.raises(LeaseRefused):
-                double.join(10)
-            assert [share.lease_bytes for share in look(place)] == [300]
-
-
-@pytest.mark.parametrize("first", ["the job", "who stands in"])
-def test_a_new_broker_learns_of_both_in_any_order(first: str, place: Path) -> None:
-    job = Member(job="a", profile=member("a").profile)
-    held = Member(job="a", profile=declared(300))
-    with Broker(place, DEVICE, resumes=True) as broker:
-        leases = {
-            "the job": lambda: Lease(place, job, holds_bytes=700),
-            "who stands in": lambda: Lease(place, held, holds_bytes=300, stands_in=True),
-        }
-        second = next(name for name in leases if name != first)
-        with leases[first]():
-            until("the first", lambda: len(broker.shares()) == 1)
-            with leases[second]() as later:
-                until("the connection", lambda: later.is_connected)
-                until("what the job holds", lambda: broker.shares()[0].lease_bytes == 700)
-                assert len(broker.shares()) == 1

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from helpers.attempts import wait_for
 from helpers.invented_costs import COSTS
+from helpers.member_sessions import member_of
 from helpers.small_trainings import perceptron, recurrent
-from tensile import Membership, Session, ladder, simulate, trace
+from tensile import ladder, simulate, trace
 from tensile.actions import Recompute, Swap
 from tensile.coordinator import Coordinator, Member, Profile, declared, traced
 from tensile.coordinator.broker import Broker
@@ -214,14 +215,7 @@ def test_a_session_copies_no_faster_than_its_part_of_the_channel(tmp_path: Path)
     with (
         broker(8 * 2**20) as place,
         Lease(place, greedy) as lease,
-        Session(
-            training.model,
-            training.optimizer,
-            folder=tmp_path,
-            budget="3MiB",
-            lease=Membership(path=place, job="other"),
-            smallest_bytes=0,
-        ) as session,
+        member_of(training, place, tmp_path, "other", budget="3MiB") as session,
     ):
         assert lease.join(10)
         session.prepare(training.step, training.batches[0], costs=costs)
@@ -254,12 +248,7 @@ def test_a_session_beside_a_job_of_a_higher_priority_computes_where_that_leaves_
     with (
         broker(40 * 2**20) as place,
         Lease(place, high) as lease,
-        Session(
-            training.model,
-            training.optimizer,
-            folder=tmp_path,
-            lease=Membership(path=place, job="low"),
-        ) as session,
+        member_of(training, place, tmp_path, "low") as session,
     ):
         assert lease.join(10)
         session.prepare(training.step, training.batches[0], costs=COSTS)

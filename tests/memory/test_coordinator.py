@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
+from helpers.leases import comes_back, joins, share_of
 from helpers.random_profiles import triangle
 from tensile.coordinator import (
     Coordinator,
     Member,
     Profile,
     Rung,
-    Share,
     declared,
 )
 from tensile.coordinator.messages import (
     Admitted,
     Begin,
     Beginning,
-    Command,
     Drifted,
     Event,
     Granted,
@@ -148,14 +145,6 @@ def test_a_new_coordinator_waits_for_those_who_were_here_before() -> None:
     assert Admitted(job="new", minimum_bytes=300) in coordinator.handle(Ticked(), now_s=5)
 
 
-def joins(coordinator: Coordinator, name: str, profile: Profile, now_s: float = 0) -> None:
-    coordinator.handle(Joined(member=Member(job=name, profile=profile)), now_s)
-
-
-def share_of(coordinator: Coordinator, name: str, now_s: float = 0) -> Share:
-    return next(share for share in coordinator.shares(now_s) if share.job == name)
-
-
 # leases that run out
 
 
@@ -228,13 +217,6 @@ def test_a_clock_that_jumps_makes_nobody_silent_who_was_not_asked() -> None:
 
 
 # those who come back with what they hold
-
-
-def comes_back(
-    coordinator: Coordinator, name: str, profile: Profile, holds_bytes: int, now_s: float = 5
-) -> tuple[Command, ...]:
-    member = Member(job=name, profile=profile)
-    return coordinator.handle(Joined(member=member, holds_bytes=holds_bytes), now_s)
 
 
 def test_a_job_that_comes_back_late_is_counted_with_what_it_holds_and_told_to_hold_less() -> None:
@@ -311,40 +293,6 @@ def test_within_a_priority_the_first_comes_first_and_a_lower_one_waits_while_hig
         assert [s.job for s in coordinator.shares(0) if s.admitted] == [f"high {number}"]
     coordinator.handle(Left(job="high 49"), 50)
     assert share_of(coordinator, "low", 50).admitted
-
-
-# who stands in
-
-
-def test_what_is_held_for_a_job_stays_until_there_is_room_for_all_that_it_needs() -> None:
-    coordinator = Coordinator(DEVICE)
-    joins(coordinator, "other", declared(500))
-    held = Member(job="script", profile=declared(160))
-    coordinator.handle(Joined(member=held, stands_in=True), 0)
-    joins(coordinator, "script", declared(700))
-    share = share_of(coordinator, "script")
-    assert (share.admitted, share.lease_bytes) == (True, 160)
-    assert "waits for 540 bytes, of which 340 bytes are free" in share.message
-    joins(coordinator, "new", declared(160))
-    assert share_of(coordinator, "new").admitted
-    coordinator.handle(Left(job="new"), 1)
-    told = coordinator.handle(Left(job="other"), 1)
-    assert Admitted(job="script", minimum_bytes=700) in told
-    assert [(s.job, s.lease_bytes) for s in coordinator.shares(1)] == [("script", 700)]
-    told = coordinator.handle(Left(job="script", stand_in=held), 2)
-    assert told[0] == Granted(job="script", lease_bytes=160)
-    assert share_of(coordinator, "script", 2).message == ""
-
-
-def test_who_stands_in_for_a_job_that_waits_is_counted_when_it_comes_back() -> None:
-    coordinator = Coordinator(DEVICE, opens_at_s=1)
-    comes_back(coordinator, "other", declared(700), 700, 0)
-    joins(coordinator, "script", declared(400))
-    held = Joined(member=Member(job="script", profile=declared(160)), holds_bytes=160)
-    told = coordinator.handle(replace(held, stands_in=True), 0.5)
-    assert not any(isinstance(command, Admitted | Granted) for command in told)
-    assert share_of(coordinator, "script", 2).lease_bytes == 160
-    assert Admitted(job="script", minimum_bytes=400) in coordinator.handle(Left(job="other"), 2)
 
 
 # profiles that were wrong

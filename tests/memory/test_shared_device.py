@@ -13,14 +13,14 @@ import pytest
 
 from helpers.attempts import wait_for
 from helpers.invented_costs import COSTS
+from helpers.member_sessions import member_of
 from helpers.shared_device import SharedDevice, alone, shared_device
 from helpers.sharing_process import ROWS
 from helpers.small_trainings import Training, contents, differences, language, perceptron
 from tensile import LeaseRefused, Membership, PlanError, Session, SessionError, trace
-from tensile.coordinator import Member, Profile, Share, declared, together, traced
+from tensile.coordinator import Member, Share, declared, traced
 from tensile.coordinator.broker import Broker
 from tensile.coordinator.lease import Lease
-from tensile.coordinator.profile import Rung
 from tensile.membership import from_environment
 
 DEVICE_BYTES = 40 * 2**20
@@ -30,17 +30,6 @@ DEVICE_BYTES = 40 * 2**20
 def broker(place: Path) -> Iterator[Broker]:
     with Broker(place, DEVICE_BYTES) as broker:
         yield broker
-
-
-def member_of(training: Training, place: Path, folder: Path, **options: object) -> Session:
-    return Session(
-        training.model,
-        training.optimizer,
-        folder=folder,
-        lease=Membership(path=place, job="mine"),
-        smallest_bytes=0,
-        **options,  # type: ignore[arg-type]
-    )
 
 
 def steps(session: Session, training: Training, count: int) -> int | None:
@@ -305,29 +294,6 @@ def test_a_forked_child_does_not_keep_the_bytes_of_a_parent_that_is_killed(
         assert lease_bytes(broker, "b") == 600
         parent.send_signal(signal.SIGKILL)
         wait_for("its bytes back", lambda: broker.shares() == ())
-
-
-# profiles of one job
-
-
-def profile(*sizes: int) -> Profile:
-    return Profile(rungs=tuple(Rung.flat(size, 1000 / size) for size in sizes))
-
-
-def test_a_profile_within_a_limit_keeps_its_lower_rungs_and_gets_one_at_the_limit() -> None:
-    whole = profile(900, 600, 300)
-    assert [rung.bytes for rung in whole.within(700).rungs] == [700, 600, 300]
-    assert [rung.bytes for rung in whole.within(600).rungs] == [600, 300]
-    assert whole.within(900) == whole.within(10**6) == whole
-    assert [rung.bytes for rung in whole.within(100).rungs] == [300]
-
-
-def test_a_profile_of_several_kinds_of_steps_has_room_for_each() -> None:
-    both = together([profile(900, 300), profile(500, 400)])
-    assert [rung.bytes for rung in both.rungs] == [900, 500, 400]
-    assert both.rungs[0].step_s < both.rungs[-1].step_s
-    assert together([profile(900, 300)]) == profile(900, 300)
-    assert [rung.bytes for rung in both.times(1.5).rungs] == [1350, 750, 600]
 
 
 # real processes, looked at from outside

@@ -16,9 +16,10 @@ import torch
 from helpers.attempts import wait_for
 from helpers.budgeted_process import medium
 from helpers.invented_costs import COSTS
+from helpers.member_sessions import member_of
 from helpers.random_profiles import triangle
 from helpers.small_trainings import Training
-from tensile import Membership, Session, trace
+from tensile import Session, trace
 from tensile.coordinator import Coordinator, Member, Profile, Share, traced
 from tensile.coordinator.broker import Broker
 from tensile.coordinator.lease import Lease
@@ -132,13 +133,7 @@ def test_bytes_that_a_neighbour_returns_in_time_are_waited_for_before_any_leave(
     with (
         Broker(place, natural * 3 // 2, on_change=give_way),
         Lease(place, other) as neighbour,
-        Session(
-            training.model,
-            training.optimizer,
-            folder=tmp_path,
-            lease=Membership(path=place, job="mine"),
-            smallest_bytes=0,
-        ) as session,
+        member_of(training, place, tmp_path) as session,
     ):
         assert neighbour.join(10)
         neighbour.give_back(0)

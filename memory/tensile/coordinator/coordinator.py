@@ -43,7 +43,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tensile.budget import format_bytes
 from tensile.coordinator.apportion import Division, apportion
 from tensile.coordinator.channel import copy_limits
 from tensile.coordinator.interlock import PATIENCE, wait_s
@@ -67,7 +66,7 @@ from tensile.coordinator.messages import (
     Ticked,
     Wanted,
 )
-from tensile.coordinator.sentences import outgrown, owes, too_large
+from tensile.coordinator.sentences import outgrown, owes, too_large, why_waiting
 
 TTL_S = 30.0  # for so long after a job's last word its lease is good
 _ASKED_AFTER_S = 10.0  # of them it is asked whether it is there
@@ -406,13 +405,5 @@ class Coordinator:
     def _why_waiting(self, job: Job, now_s: float) -> str:
         if now_s < self._opens_at_s:
             return "waits until the jobs that were here before have come back"
-        free = format_bytes(max(self.free_bytes, 0))
-        reasons = [f"waits for {format_bytes(self._needed_bytes(job))}, of which {free} are free"]
-        if self.free_bytes < 0:
-            reasons.append(f"the jobs here hold {format_bytes(-self.free_bytes)} too much")
-        reasons += [
-            f"{other.name} {owes(other, now_s)}"
-            for other in self._admitted.values()
-            if other.is_silent and other.lease_bytes > other.minimum_bytes
-        ]
-        return "; ".join(reasons)
+        here = self._admitted.values()
+        return why_waiting(self._needed_bytes(job), self.free_bytes, here, now_s)
