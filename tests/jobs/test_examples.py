@@ -59,6 +59,16 @@ def test_a_script_resumes_as_if_it_had_never_stopped(tmp_path: Path, program: st
     ]
 
 
+@pytest.mark.long
+def test_a_script_with_a_session_says_what_its_bare_process_holds_before_its_first_step(
+    tmp_path: Path,
+) -> None:
+    """Until then the fence takes what tracing and planning left in the process for the job's."""
+    first, *_ = run_script(tmp_path / "run", 1, "shared/gpt_digits.py --batch-size 8")
+    assert first["type"] == "memory"
+    assert first["base_bytes"]
+
+
 def test_the_script_runs_by_hand_too(tmp_path: Path) -> None:
     script = [sys.executable, EXAMPLES / "estimate_pi.py", "--steps", "1"]
     clean = {key: value for key, value in os.environ.items() if not key.startswith("DOVETAIL")}

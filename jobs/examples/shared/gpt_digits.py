@@ -93,6 +93,7 @@ def main() -> None:
 
     with tensile.Session(model, optimizer) as session:
         session.prepare(train_step, batch_of(step + 1))
+        report_memory(session)  # before a step is taken: what the process held by then is no tensor
         while step < options.steps:
             step += 1
             loss = session.attempt(train_step, batch_of(step))
