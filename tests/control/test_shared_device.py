@@ -284,6 +284,27 @@ def test_a_script_that_ran_out_is_counted_with_what_it_took_at_the_next_submit(
     room.store.close()
 
 
+def test_what_a_script_with_a_session_took_is_no_need_of_the_next_one(tmp_path: Path) -> None:
+    """It took what was free, and does with less; unless it ran out of memory."""
+    room = remembering(tmp_path)
+    took = MemoryUsed(peak_bytes=700 * MIB, budget_bytes=2**30, swapped_out_bytes=0)
+    elastic = room.submit("elastic", resources={"memory": "300MiB"})
+    room.cluster.begin(f"{elastic}.1")
+    room.cluster.report(f"{elastic}.1", took)
+    room.cluster.finish(f"{elastic}.1")
+    room.turn()
+    again = room.submit("again", resources={"memory": "300MiB"})
+    assert story(room, again, "Warned") == []
+    room.cluster.begin(f"{again}.1")
+    room.cluster.report(f"{again}.1", replace(took, peak_bytes=400 * MIB))
+    room.cluster.end(f"{again}.1", Ended(outcome="out_of_memory", exit_code=2, message=SHORT))
+    room.turn()
+    third = room.submit("third", resources={"memory": "300MiB"})
+    (said,) = story(room, third, "Warned")
+    assert "less than the 400MiB that the same command took before" in said
+    room.store.close()
+
+
 def test_a_script_whose_command_took_more_than_a_device_has_one_alone(tmp_path: Path) -> None:
     room = remembering(tmp_path)
     first = room.submit("first", resources={"memory": "300MiB"})

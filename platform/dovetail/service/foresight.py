@@ -15,6 +15,7 @@ from dovetail.service.forecasts import Forecasts
 from dovetail.service.outlooks import Foreseen, Outlooks, foreseen
 from dovetail.store.records import JobRecord
 from dovetail_jobs.errors import DovetailError
+from dovetail_jobs.lifecycle import Reason
 from dovetail_jobs.spec import JobSpec
 
 log = logging.getLogger(__name__)
@@ -70,10 +71,13 @@ class Foresight:
 
     def _consider_script(self, job: JobRecord, outlooks: Outlooks) -> None:
         """Nothing is traced, so what one of its command took is known, or not, at once: before the
-        scheduler looks at it.
+        scheduler looks at it. A session of its own, which says what it moved, takes as much as
+        there is and does with less: then only what ran out of memory tells what is needed.
         """
         spec = JobSpec.model_validate(job.spec)
         took = [attempt for attempt in job.attempts if attempt.ended_at is not None]
+        if job.memory.swapped_out_bytes is not None:
+            took = [attempt for attempt in took if attempt.reason is Reason.OUT_OF_MEMORY]
         peak_bytes = max((attempt.peak_bytes or 0 for attempt in took), default=0)
         if isinstance(spec.resources.memory, int) and peak_bytes > spec.resources.memory:
             self._once(
