@@ -90,6 +90,7 @@ class BudgetInForce:
             tenancy.vacate()
             if self.limit_bytes() != before:
                 self._peaks.begin_again()
+            tenancy.tell_base()
             if what == "step":
                 tenancy.begin_step()
         return self.limit_bytes()

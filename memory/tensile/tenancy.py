@@ -16,7 +16,7 @@ from tensile.adoption import Adoption
 from tensile.allowance import ALLOWANCE_BYTES
 from tensile.budget import format_bytes
 from tensile.coordinator.apportion import Member
-from tensile.coordinator.lease import Lease, device, look
+from tensile.coordinator.lease import Lease, device, look, say_bare
 from tensile.coordinator.profile import Profile, declared
 from tensile.cpu_device import CpuDevice
 from tensile.gauge import Gauge
@@ -65,6 +65,7 @@ class Tenancy:
         self._limit_ratio = self._ratio  # … when this limit began
         self._is_child = False
         self._hold_nothing()  # the tensors are there before anybody gave them room
+        say_bare(membership.path, membership.job, gauge.base_bytes)
 
     @property
     def is_joined(self) -> bool:
@@ -100,6 +101,11 @@ class Tenancy:
         allowed_bytes = self._allowed_bytes(lease)
         if not self.limit_bytes <= allowed_bytes < self.limit_bytes * _WORTH:
             self._begin_limit(allowed_bytes)
+
+    def tell_base(self) -> None:
+        """What the process holds beside the tensors; planning adds to it."""
+        if self._lease is not None and not self._is_child:
+            self._lease.bare(self._gauge.base_bytes)
 
     def begin_step(self) -> None:
         """Copy and compute from here on as the other jobs ask for, and wait as long as their peaks
@@ -202,7 +208,7 @@ class Tenancy:
         )
 
     def _joined(self, member: Member) -> Lease:
-        lease = Lease(self._membership.path, member)
+        lease = Lease(self._membership.path, member, base_bytes=self._gauge.base_bytes)
         try:
             if not lease.join(_SOON_S):
                 self._say(f"{self._why()}, before its first step")

@@ -21,12 +21,13 @@ import pytest
 from helpers.leases import member, until
 from tensile.coordinator import Member, Share, declared
 from tensile.coordinator.broker import Broker, BrokerError
-from tensile.coordinator.lease import Lease, LeaseRefused, look
+from tensile.coordinator.lease import Lease, LeaseRefused, look, say_bare
 from tensile.coordinator.messages import Admitted, Granted, Joined, Renew, Renewed, Returned, Wanted
 from tensile.coordinator.wire import decode, encode
 
 DEVICE = 1000
 NEVER_S = 0.2
+MIB = 2**20
 
 
 @pytest.fixture
@@ -87,6 +88,30 @@ def test_jobs_outlive_their_broker_and_tell_the_next_one_what_they_hold(place: P
             with Lease(place, member("b")) as newcomer:
                 assert newcomer.join(10)
                 assert sum(share.lease_bytes for share in second.shares()) <= DEVICE
+
+
+def test_what_a_bare_process_holds_is_known_to_each_broker_and_forgotten_with_the_job(
+    place: Path,
+) -> None:
+    def base_bytes() -> int | None:
+        (share,) = look(place)
+        return share.base_bytes
+
+    with Lease(place, member("a"), stands_in=True):
+        with Broker(place, DEVICE):
+            until("who stands in", lambda: len(look(place)) == 1)
+            assert base_bytes() is None
+            say_bare(place, "a", 200 * MIB)
+            until("a word before it joins", lambda: base_bytes() == 200 * MIB)
+            with Lease(place, member("a"), base_bytes=300 * MIB) as lease:
+                until("the first word", lambda: base_bytes() == 300 * MIB)
+                lease.bare(300 * MIB + 1000)  # not worth a word
+                lease.bare(310 * MIB)
+                until("the next", lambda: base_bytes() == 310 * MIB)
+            until("who stands in", lambda: base_bytes() is None)
+        with Lease(place, member("b"), base_bytes=5 * MIB), Broker(place, DEVICE):
+            until("both", lambda: len(look(place)) == 2)
+            until("b's", lambda: 5 * MIB in {share.base_bytes for share in look(place)})
 
 
 def test_who_can_never_be_held_is_told_so_and_a_name_is_there_once(
@@ -158,6 +183,9 @@ BAD = {
     "wants text": joined_and(type="Wanted", lease_bytes="x"),
     "returns nothing": joined_and(type="Returned", lease_bytes=None),
     "returns half a byte": joined_and(type="Returned", lease_bytes=300.5),
+    "a bare process of less than nothing": joined_and(type="Bare", base_bytes=-1),
+    "bare for another": joined_and(type="Bare", job="a", base_bytes=1),
+    "bare by a stranger": b'{"type": "Bare", "number": 1, "job": "a", "base_bytes": 1}\n',
     "drifts to no profile": joined_and(type="Drifted", member={"job": "evil", "profile": {}}),
 }
 
@@ -176,6 +204,7 @@ def test_who_speaks_nonsense_or_for_others_is_cut_off_alone(
                 while stranger.recv(65536):
                     pass
         until("its end", lambda: [share.job for share in look(place)] == ["a"])
+        assert look(place)[0].base_bytes is None
         until("its answer", lambda: lease.want(900) == 900)
 
 

@@ -73,7 +73,7 @@ def test_a_session_makes_room_for_a_newcomer_and_grows_when_that_leaves_with_the
             assert steps(session, training, 1) == natural * 2 // 3
         reach(session, training, natural)
         assert session.stats().replans >= 2
-    assert broker.shares() == ()
+    wait_for("its end", lambda: broker.shares() == () or None)
     for batch in training.batches:  # without a session it trains on, though all is below
         training.step(batch)
     found, count = contents(training), len(training.losses) - 4
@@ -81,6 +81,23 @@ def test_a_session_makes_room_for_a_newcomer_and_grows_when_that_leaves_with_the
     for batch in [free.batches[number % 4] for number in range(count)] + [*free.batches]:
         free.step(batch)
     assert differences(found, contents(free)) == []
+
+
+def test_the_broker_knows_what_the_bare_process_holds_from_when_a_session_joins(
+    broker: Broker, place: Path, tmp_path: Path
+) -> None:
+    def told() -> int:
+        return next(share.base_bytes or 0 for share in broker.shares())
+
+    training = perceptron()
+    training.start()
+    with member_of(training, place, tmp_path) as session:
+        session.prepare(training.step, training.batches[0], costs=COSTS)
+        wait_for("a first word", told)  # before a step: whoever measures it may look already
+        for _ in range(3):
+            steps(session, training, 1)
+            found = session.stats().base_bytes
+            wait_for("what it is now", lambda found=found: abs(told() - found) < 2**20 or None)
 
 
 def test_a_session_that_knows_no_step_has_the_device_alone_until_one_was_observed(

@@ -129,6 +129,28 @@ def test_who_is_over_its_limit_at_several_looks_in_a_row_is_told_once() -> None:
     assert fence.is_broken
 
 
+def test_what_the_limit_brings_of_the_bare_process_is_no_growth_and_is_heard_once() -> None:
+    """A script's session tells the broker; the script itself need not say it."""
+    said: list[str] = []
+    heard: list[int] = []
+    held = bytearray(b"x") * (MOST_BYTES + OVER)
+    found = resident.measure()
+    assert found is not None
+    limit = MemoryLimit(bytes=MIB, rule="its lease", way_out="", slack_bytes=OVER)
+
+    fence = MemoryFence(lambda: limit, said.append, awaits_base=False, on_base=heard.append)
+    looks(fence, LOOKS - 1)
+    limit = replace(limit, base_bytes=found.total_bytes)
+    looks(fence)
+    assert held
+    assert said == []
+    assert fence.peak_bytes < OVER
+    assert heard == [found.total_bytes]
+    fence.know_base(0)  # what the script says later counts, until the limit brings news
+    looks(fence)
+    assert len(said) == 1
+
+
 def test_a_peak_that_is_over_at_the_next_look_ends_nobody() -> None:
     said: list[str] = []
     limit_bytes = 0

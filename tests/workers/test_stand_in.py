@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 
 from dovetail_jobs.errors import UserError
 from dovetail_workers.launch import Launch
+from dovetail_workers.reports import MemoryUsed
 from dovetail_workers.stand_in import StandIn
-from helpers.attempts import ended, log_text, script_launch, start, wait_for
+from helpers.attempts import ended, entries, log_text, script_launch, start, wait_for
 from tensile.coordinator import Member, declared
 from tensile.coordinator.broker import Broker
 from tensile.coordinator.lease import Lease
@@ -27,6 +29,27 @@ def broker(place: Path) -> Iterator[Broker]:
 
 def leased(broker: Broker) -> dict[str, int]:
     return {share.job: share.lease_bytes // MIB for share in broker.shares() if share.admitted}
+
+
+OPENS_A_SESSION = """
+import os, sys
+import torch
+import tensile
+
+model = torch.nn.Linear(256, 256)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+def step(batch):
+    optimizer.zero_grad()
+    model(batch).sum().backward()
+    optimizer.step()
+
+batch = torch.ones(64, 256)
+data = bytearray(b"x") * (300 << 20)
+with tensile.Session(model, optimizer) as session:
+    session.prepare(step, batch)
+    while not os.path.exists(sys.argv[1]):
+        session.attempt(step, batch)
+"""
 
 
 def script(folder: Path, text: str = "true", memory: str = "60MiB") -> Launch:
@@ -100,3 +123,34 @@ def test_a_script_starts_when_its_bytes_are_free_and_gives_them_back_at_its_end(
     process.wait(30)
     assert ended(launch).outcome == "succeeded"
     assert leased(broker) == {}
+
+
+@pytest.mark.long
+def test_what_a_script_held_before_its_session_is_the_bare_process_without_a_word_of_its_own(
+    broker: Broker, place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text(OPENS_A_SESSION)
+    go_on = tmp_path / "go-on"
+    launch = script(tmp_path, f"{sys.executable} {tmp_path / 'train.py'} {go_on}")
+    process = start(
+        launch,
+        tmp_path / "attempt",
+        TENSILE_BROKER=str(place),
+        TENSILE_JOB=launch.attempt_id,
+        TENSILE_FOLDER=str(tmp_path / "below"),
+    )
+    base_bytes, *_ = wait_for("its bare process", lambda: bases(launch))
+    go_on.touch()
+    process.wait(30)
+    assert ended(launch).outcome == "succeeded"
+    assert base_bytes > 300 * MIB
+    assert 0 < (memory_of(launch)[-1].peak_bytes or 0) < 60 * MIB
+
+
+def memory_of(launch: Launch) -> list[MemoryUsed]:
+    reports = [entry.report for entry in entries(launch)]
+    return [report for report in reports if isinstance(report, MemoryUsed)]
+
+
+def bases(launch: Launch) -> list[int]:
+    return [used.base_bytes for used in memory_of(launch) if used.base_bytes is not None]

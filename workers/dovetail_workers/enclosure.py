@@ -47,7 +47,9 @@ class Enclosure:
         self._is_script = launch.spec["family"] is None
         self._is_cpu = launch.device.startswith("cpu:")
         self._limit = limit_of(launch, device_environment)
-        self._fence = MemoryFence(self._limit, on_overrun, awaits_base=not self._is_script)
+        self._fence = MemoryFence(
+            self._limit, on_overrun, awaits_base=not self._is_script, on_base=self._hear_base
+        )
         threads = max(1, int(launch.spec["resources"]["cpus"]))
         self._busyness = Busyness(threads, report)
         self._stand_in = StandIn.of(launch, device_environment) if self._is_script else None
@@ -137,6 +139,12 @@ class Enclosure:
             )
             self._report(used)
         return self._fence.overrun(self._limit()) if killed else None
+
+    def _hear_base(self, base_bytes: int) -> None:
+        """By the broker, whom the session told: a script need not say it itself."""
+        if self._is_script:
+            self._confine(base_bytes)
+            self._report(MemoryUsed(base_bytes=base_bytes, fence=self.kind))
 
     def _overrun(self) -> float | None:
         """Of a job that tensile keeps to a limit: how wrong its plan for that one was."""

@@ -20,18 +20,24 @@ _MIB = 2**20
 
 class MemoryFence:
     """`look` is called with the attempt's processes again and again; `on_overrun` hears a sentence,
-    once. With `awaits_base` nothing is judged before it is known what the bare process holds;
-    otherwise what its libraries take is left out until then.
+    once, and `on_base` what the bare process holds, where the limit brings that. With `awaits_base`
+    nothing is judged before it is known; otherwise what its libraries take is left out until then.
     """
 
     def __init__(
-        self, limit: Limit, on_overrun: Callable[[str], None], *, awaits_base: bool
+        self,
+        limit: Limit,
+        on_overrun: Callable[[str], None],
+        *,
+        awaits_base: bool,
+        on_base: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.peak_bytes = 0
         self.limit_bytes: int | None = None
         self.over_bytes = 0  # what was held at the look that decided
-        self._limit, self._on_overrun = limit, on_overrun
+        self._limit, self._on_overrun, self._on_base = limit, on_overrun, on_base
         self._base_bytes: int | None = None
+        self._heard_bytes: int | None = None  # of the base, by the limit
         self._awaits_base = awaits_base
         self._bare_bytes = BARE_BYTES
         self._over = 0
@@ -58,11 +64,15 @@ class MemoryFence:
     def look(self, pids: Collection[int]) -> None:
         if self._awaits_base or self._over >= LOOKS:
             return
+        limit = self._limit()
+        self.limit_bytes = limit.bytes
+        if limit.base_bytes not in (None, self._heard_bytes):
+            self._heard_bytes = limit.base_bytes
+            self.know_base(limit.base_bytes)
+            self._on_base(limit.base_bytes)
         held = held_bytes(pids, self._base_bytes)
         if self._base_bytes is None:
             self._bare_bytes = max(self._bare_bytes, sum(map(library_bytes, pids)))
-        limit = self._limit()
-        self.limit_bytes = limit.bytes
         fenced_bytes = limit.fenced_bytes
         if fenced_bytes is None or held <= fenced_bytes:
             self.peak_bytes, self._over = max(self.peak_bytes, held), 0

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dovetail_workers.launch import Launch
+
+if TYPE_CHECKING:
+    from tensile.coordinator import Share
 
 # Over its limit, before a program is taken to have left it. Beside others no more than …
 SHARE = 0.1  # … of the limit, so that all together are over by no more than that of a device, …
@@ -20,13 +24,15 @@ BESIDE_BYTES = 64 * 2**20
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryLimit:
     """`bytes` is None where nobody set one. `rule` names who did, `way_out` what to write. The
-    fence stands `slack_bytes` above it.
+    fence stands `slack_bytes` above it, and counts what is over `base_bytes`, the bare process,
+    where that is known.
     """
 
     bytes: int | None
     rule: str
     way_out: str
     slack_bytes: int = 0
+    base_bytes: int | None = None
 
     @property
     def fenced_bytes(self) -> int | None:
@@ -62,23 +68,27 @@ def fixed_limit(launch: Launch) -> MemoryLimit:
 
 def limit_of(launch: Launch, device_environment: Mapping[str, str]) -> Limit:
     """What to ask at each look. A script that shares its device has what it declares, and what the
-    broker leases it if it asks there for more. While no broker answers, or a new one has not heard
-    of the job yet, the last lease stands.
+    broker leases it if it asks there for more; its session tells the broker what the bare process
+    holds. While no broker answers, or a new one has not heard of the job yet, the last word stands.
     """
     fixed = fixed_limit(launch)
     broker = device_environment.get("TENSILE_BROKER")
     if broker is None:
         return lambda: fixed
     declared_bytes = fixed.bytes if launch.spec["family"] is None else None
-    lease_bytes: int | None = None
+    lease_bytes = base_bytes = None
 
     def now() -> MemoryLimit:
-        nonlocal lease_bytes
-        lease_bytes = _lease_bytes(Path(broker), launch.attempt_id, lease_bytes)
-        if declared_bytes is not None and declared_bytes >= (lease_bytes or 0):
-            return fixed
-        way_out = "write resources.share: false to have a device for it alone"
-        return _limit(launch, lease_bytes, "its lease", way_out)
+        nonlocal lease_bytes, base_bytes
+        share = _share(Path(broker), launch.attempt_id)
+        if share is not None:
+            lease_bytes = share.lease_bytes if share.admitted else None
+            base_bytes = base_bytes if share.base_bytes is None else share.base_bytes
+        limit = fixed
+        if declared_bytes is None or declared_bytes < (lease_bytes or 0):
+            way_out = "write resources.share: false to have a device for it alone"
+            limit = _limit(launch, lease_bytes, "its lease", way_out)
+        return replace(limit, base_bytes=base_bytes)
 
     return now
 
@@ -88,12 +98,10 @@ def _limit(launch: Launch, size_bytes: int | None, rule: str, way_out: str) -> M
     return MemoryLimit(bytes=size_bytes, rule=rule, way_out=way_out, slack_bytes=slack)
 
 
-def _lease_bytes(broker: Path, job: str, last_bytes: int | None) -> int | None:
-    """What the broker of the device lets it hold now; None where it has let it in to nothing."""
+def _share(broker: Path, job: str) -> Share | None:
+    """How it stands at the broker of the device; None where that does not say."""
     from tensile.coordinator.lease import look  # few attempts share a device
 
     with contextlib.suppress(OSError, ValueError):
-        for share in look(broker):
-            if share.job == job:
-                return share.lease_bytes if share.admitted else None
-    return last_bytes
+        return next((share for share in look(broker) if share.job == job), None)
+    return None

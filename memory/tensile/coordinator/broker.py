@@ -16,13 +16,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tensile.coordinator.coordinator import Coordinator, Share
 from tensile.coordinator.messages import (
+    Bare,
     Beginning,
     Command,
     Device,
@@ -79,6 +80,7 @@ class Broker:
         self._guard = threading.Lock()
         self._jobs: dict[str, _Connection] = {}
         self._aside: dict[str, _Connection] = {}  # that stood in, while the job itself is here
+        self._base_bytes: dict[str, int] = {}  # of those who said it
         self._stopping = False
         self._ticked_s = clock()
         self._thread = threading.Thread(target=self._run, name="broker", daemon=True)
@@ -119,7 +121,10 @@ class Broker:
     def shares(self) -> tuple[Share, ...]:
         """How each job stands now."""
         with self._guard:
-            return self._coordinator.shares(self._clock())
+            return tuple(
+                replace(share, base_bytes=self._base_bytes.get(share.job))
+                for share in self._coordinator.shares(self._clock())
+            )
 
     def _device(self) -> Device:
         with self._guard:
@@ -240,6 +245,12 @@ class Broker:
                 pass
             case Wanted() | Returned() | Beginning() | Renewed() if message.job == connection.job:
                 pass
+            case Bare() if message.job == connection.job or self._is_awaited(connection, message):
+                with self._guard:
+                    self._base_bytes[message.job] = message.base_bytes
+                if connection.job is None:
+                    return True
+                message = Renewed(job=message.job)  # as whatever it says
             case _:
                 return False
         self._handle(message)
@@ -268,6 +279,11 @@ class Broker:
         self._jobs[name] = connection
         return True
 
+    def _is_awaited(self, connection: _Connection, message: Bare) -> bool:
+        """It has not joined, and somebody stands in for a job of that name."""
+        there = self._jobs.get(message.job)
+        return connection.job is None and there is not None and there.stands_in is not None
+
     def _drop(self, connection: _Connection) -> None:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(connection.socket)
@@ -279,6 +295,8 @@ class Broker:
             del self._aside[name]
             return
         del self._jobs[name]
+        with self._guard:
+            self._base_bytes.pop(name, None)
         back = self._aside.pop(name, None)
         if back is None or back.stands_in is None:
             self._handle(Left(job=name))

@@ -17,7 +17,7 @@ _SEEN = 3  # steps of a job whose times are remembered
 class Share:
     """How one job stands. `lease_bytes` is 0 for one that waits, but for what is held for it by who
     stands in. `silent_s` is for how long it has owed an answer. `message` says why it waits, or
-    that it is SILENT.
+    that it is SILENT. `base_bytes` is what its process holds beside its tensors, where it says so.
     """
 
     job: str
@@ -30,6 +30,7 @@ class Share:
     speed: float
     silent_s: float
     message: str
+    base_bytes: int | None = None
 
 
 @dataclass(slots=True, kw_only=True)

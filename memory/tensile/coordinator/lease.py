@@ -21,6 +21,7 @@ from tensile.coordinator.apportion import Member
 from tensile.coordinator.coordinator import Share
 from tensile.coordinator.messages import (
     Admitted,
+    Bare,
     Begin,
     Beginning,
     Device,
@@ -39,7 +40,7 @@ from tensile.coordinator.wire import Message, WireError, decode, encode
 
 ANSWER_S = 1.0  # a broker answers within microseconds; one that is stopped does not
 AGAIN_S = 0.2  # between two looks for a broker
-
+_WORTH_BYTES = 2**20
 
 _open: weakref.WeakSet[Lease] = weakref.WeakSet()
 
@@ -53,18 +54,25 @@ class Lease:
     the one is asked for up to the other within a step, and given back down to `keeps_bytes`, which
     is None elsewhere; `patience_s` is for how long `want` may still wait in this step. `copy_share`
     and `yields` are what the broker said of the channel and the processors (`Target`). With
-    `stands_in` it is held for another process, until that has one of its own by the same name. Any
-    thread may call.
+    `stands_in` it is held for another process, until that has one of its own by the same name.
+    `base_bytes` is what this process holds beside its tensors (`bare`). Any thread may call.
     """
 
     def __init__(
-        self, path: Path, member: Member, *, holds_bytes: int = 0, stands_in: bool = False
+        self,
+        path: Path,
+        member: Member,
+        *,
+        holds_bytes: int = 0,
+        stands_in: bool = False,
+        base_bytes: int | None = None,
     ) -> None:
         self.lease_bytes, self.cap_bytes = holds_bytes, member.profile.peak_bytes
         self.keeps_bytes: int | None = None
         self.copy_share: float | None = None
         self.yields = False
         self._path, self._member, self._stands_in = path, member, stands_in
+        self._base_bytes = base_bytes
         self._news = threading.Condition()
         self._socket: socket.socket | None = None
         self._number = self._returned_at = self._asked = self._heard = 0
@@ -134,6 +142,15 @@ class Lease:
         with self._news:
             self._member = member
             self._say(Drifted(member=member, outgrew=outgrew))
+
+    def bare(self, base_bytes: int) -> None:
+        """The process holds so much beside its tensors now; what differs by less than a mebibyte
+        from what was said is not worth a word.
+        """
+        with self._news:
+            if self._base_bytes is None or abs(base_bytes - self._base_bytes) >= _WORTH_BYTES:
+                self._base_bytes = base_bytes
+                self._say(Bare(job=self._member.job, base_bytes=base_bytes))
 
     @property
     def is_connected(self) -> bool:
@@ -227,6 +244,8 @@ class Lease:
             self._returned_at = self._say(
                 Joined(member=self._member, holds_bytes=held_bytes, stands_in=self._stands_in)
             )
+            if self._base_bytes is not None:
+                self._say(Bare(job=self._member.job, base_bytes=self._base_bytes))
         return connection
 
     def _listen(self, connection: socket.socket) -> None:
@@ -259,6 +278,19 @@ class Lease:
                 self._say(Renewed(job=self._member.job))
         if isinstance(message, Granted | Begin):
             self._heard = number
+
+
+def say_bare(path: Path, job: str, base_bytes: int) -> None:
+    """What a process holds beside its tensors, before it knows enough of them to join: for whoever
+    measures it while somebody stands in for it. Nobody need hear it.
+    """
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+    ):
+        connection.settimeout(ANSWER_S)
+        connection.connect(str(path))
+        connection.sendall(encode(Bare(job=job, base_bytes=base_bytes), 1))
 
 
 def look(path: Path) -> tuple[Share, ...]:

@@ -78,6 +78,20 @@ class Ticked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bare:
+    """What a job's process holds beside its tensors, for whoever measures it from outside; nothing
+    is divided by it.
+    """
+
+    job: str
+    base_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.base_bytes < 0:
+            raise ValueError(f"base_bytes: {self.base_bytes} is below 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
     """Somebody who is no job asks how all jobs stand."""
 

@@ -18,7 +18,7 @@ from tensile.coordinator.messages import Command, Event
 from tensile.coordinator.profile import Profile, Rung
 
 LONGEST_LINE_BYTES = 2**20
-Message = Event | Command | Share | messages.Look | messages.Device
+Message = Event | Command | Share | messages.Bare | messages.Look | messages.Device
 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
@@ -31,6 +31,7 @@ _KINDS: dict[str, type[Any]] = {
         messages.Beginning,
         messages.Renewed,
         messages.Ticked,
+        messages.Bare,
         messages.Look,
         messages.Device,
         messages.Admitted,
