@@ -73,6 +73,18 @@ def test_where_there_is_room_a_step_may_drift_and_its_peak_still_does_not_meet_t
     assert sum_bytes(ahead_s - 0.25) > 640
 
 
+@pytest.mark.parametrize(("minimum", "interlocks"), [(150, True), (250, True), (350, False)])
+def test_what_a_job_owns_for_good_does_not_fill_the_gap_between_two_peaks(
+    minimum: int, interlocks: bool
+) -> None:
+    """A minimum of 350 is there while the other one peaks at 700, however little of it is used."""
+    profile = Profile(rungs=(triangle(700, 150), triangle(minimum, 150, 3.0)))
+    assert interlock([profile.rungs[0]] * 2).peak_bytes < 0.9 * DEVICE
+    division = apportion([Member(job=name, profile=profile) for name in "ab"], DEVICE)
+    assert division is not None
+    assert division.interlocked == interlocks
+
+
 def test_bytes_go_where_they_make_most_speed_and_none_is_left_unused() -> None:
     thrifty = Profile(rungs=(Rung.flat(600, 1.0), Rung.flat(300, 1.01)))
     hungry = Profile(rungs=(Rung.flat(600, 1.0), Rung.flat(300, 2.0)))
@@ -111,7 +123,8 @@ def test_a_division_fits_and_nobody_is_below_the_minimum(
         assert profile.minimum_bytes <= portion.cap_bytes <= profile.peak_bytes
         assert profile.rungs[portion.rung].bytes <= portion.cap_bytes
     if division.interlocked:
-        rungs = [m.profile.rungs[p.rung] for m, p in zip(members, division.portions, strict=True)]
+        portions = zip(members, division.portions, strict=True)
+        rungs = [member.profile.leased(portion.rung) for member, portion in portions]
         assert interlock(rungs).peak_bytes <= DEVICE
     else:
         assert sum(portion.cap_bytes for portion in division.portions) <= DEVICE

@@ -36,7 +36,7 @@ SLOW = replace(  # of a device on which a step takes so long that it may wait fo
 
 def rising(name: str, step_s: float = 1.0) -> Member:
     """Of two such jobs the peaks do not fit on the device at once; interlocked, they do."""
-    rungs = (triangle(700, 150, step_s), triangle(350, 150, 3 * step_s))
+    rungs = (triangle(700, 150, step_s), triangle(250, 150, 3 * step_s))
     return Member(job=name, profile=Profile(rungs=rungs))
 
 

@@ -215,12 +215,13 @@ def _bytes(members: Sequence[Member], rungs: Sequence[int]) -> int:
 
 def _fits(members: Sequence[Member], rungs: Sequence[int], device_bytes: int) -> bool:
     """By their caps, or else interlocked. The minima themselves never count on interlocking: each
-    job owns its own, whatever the others do. Nor do jobs that would wait for each other's copies:
-    their steps do not stay as long as they are foreseen.
+    job owns its own at any time, whatever the others do. Nor do jobs that would wait for each
+    other's copies: their steps do not stay as long as they are foreseen.
     """
     chosen = [member.profile.rungs[rung] for member, rung in zip(members, rungs, strict=True)]
     if sum(rung.bytes for rung in chosen) <= device_bytes:
         return True
     if sum(rung.copy_share for rung in chosen) > 1:
         return False
-    return interlock(chosen).peak_bytes <= (1 - _SLACK) * device_bytes
+    leased = [member.profile.leased(rung) for member, rung in zip(members, rungs, strict=True)]
+    return interlock(leased).peak_bytes <= (1 - _SLACK) * device_bytes

@@ -106,12 +106,12 @@ class Job:
 
     @property
     def rung(self) -> Rung | None:
-        """The one that it is on, with the time that its steps were seen to take: predictions are of
-        the work alone. The least of some, since there may be a pause beside any.
+        """The one that it is on, as it is leased, with the time that its steps were seen to take:
+        predictions are of the work alone. The least of some, since there may be a pause beside any.
         """
         if self.portion is None:
             return None
-        rung = self.member.profile.rungs[self.rung_number]
+        rung = self.member.profile.leased(self.rung_number)
         if len(self.periods_s) < _SEEN:
             return rung
         return replace(rung, step_s=min(self.periods_s))

@@ -141,6 +141,11 @@ class Profile:
         """Of a step on that rung, over a step with all the memory it wants."""
         return self.rungs[0].step_s / self.rungs[rung].step_s
 
+    def leased(self, number: int) -> Rung:
+        """That rung as its neighbours meet it: what is below the minimum stays the job's own."""
+        rung = self.rungs[number]
+        return replace(rung, curve=tuple(max(held, self.minimum_bytes) for held in rung.curve))
+
     def predicted(self, size_bytes: int) -> Rung:
         """Of a plan for so many bytes, at least the minimum: a job plans for the bytes that it has,
         so between two rungs everything is in proportion.
