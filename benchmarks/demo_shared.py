@@ -44,12 +44,13 @@ Json = dict[str, Any]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """Jobs by name, as they ended; the highest sum of their bytes; the speeds that their broker
-    predicted, one for each look.
+    predicted, one for each look; and the last word on why each waited, if it did.
     """
 
     jobs: dict[str, Json]
     peak_bytes: int
     speeds: dict[str, list[float]]
+    waits: dict[str, str]
     curves: dict[str, list[Json]]
 
     @property
@@ -114,7 +115,11 @@ def verdicts(shared: Run, alone: dict[str, Run], unmanaged: Run) -> list[tuple[b
     device = format_bytes(DEVICE_BYTES)
     return [
         (set(states.values()) == {"SUCCEEDED"}, f"every job ends well: {ended}"),
-        (part >= 0.5, f"all were RUNNING at once for {part:.0%} of the makespan, at least half"),
+        (
+            part >= 0.5,
+            f"all were RUNNING at once for {part:.0%} of the makespan, at least half"
+            + ("" if part >= 0.5 else _waits(shared)),
+        ),
         (
             0 < shared.peak_bytes <= limit_bytes,
             f"together they held {format_bytes(shared.peak_bytes)} at most, of {device} + 5 %",
@@ -129,6 +134,11 @@ def verdicts(shared: Run, alone: dict[str, Run], unmanaged: Run) -> list[tuple[b
             f"without the manager they held {format_bytes(unmanaged.peak_bytes)}, over {device}",
         ),
     ]
+
+
+def _waits(run: Run) -> str:
+    """Why they waited, such as for a channel so slow that they would not keep their speed."""
+    return "".join(f"; {name} waited: {why}" for name, why in sorted(run.waits.items()))
 
 
 def _tries(job: Json) -> str:
@@ -163,12 +173,16 @@ def run(files: Sequence[Path], changes: Sequence[str] = (), *, steps: int | None
     names = {job["id"]: job["name"] for job in (said if isinstance(said, list) else [said])}
     client = _client()
     speeds: dict[str, list[float]] = {}
+    waits: dict[str, str] = {}
     cancelled = steps is None
     with SummedBytes() as samples:
         number: int | None = None
         while True:
             _, number = client.status(after=number, timeout_s=1.0)
             jobs = {names[job["id"]]: job for job in client.jobs() if job["id"] in names}
+            waits |= {
+                name: job["message"] for name, job in jobs.items() if job["state"] == "QUEUED"
+            }
             if not cancelled and all(_steps(job) >= (steps or 0) for job in jobs.values()):
                 cancelled = True
                 for job_id in names:
@@ -185,7 +199,8 @@ def run(files: Sequence[Path], changes: Sequence[str] = (), *, steps: int | None
         if job["memory"]["base_bytes"] is not None
     }
     curves = {name: _curve(client.metrics(job["id"])) for name, job in jobs.items()}
-    return Run(jobs=jobs, peak_bytes=samples.peak_bytes(bases), speeds=speeds, curves=curves)
+    peak_bytes = samples.peak_bytes(bases)
+    return Run(jobs=jobs, peak_bytes=peak_bytes, speeds=speeds, waits=waits, curves=curves)
 
 
 def _curve(points: list[Json]) -> list[Json]:
