@@ -33,12 +33,16 @@ def folder(tmp_path: Path, cache: Path) -> Path:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one calibration keeps, for tests of what is there already."""
     place = tmp_path_factory.mktemp("measured")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the tests, which come later
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
         try:
             calibrate("cpu", LowerTier(place / "tier").folder)
         except TierError as error:
             pytest.skip(f"the tests' own folder is no place for a lower tier: {error}")
+        finally:
+            torch.set_num_threads(before)
     return place / "cache" / "tensile"
 
 
