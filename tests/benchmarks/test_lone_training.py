@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import lone_training
+import pytest
 
 _SAYS = """
 from lone_training import Task, _warm_up
@@ -17,6 +18,7 @@ print(freed_memory.lent_bytes(), freed_memory.waiting_bytes())
 """
 
 
+@pytest.mark.long
 def test_the_bare_process_holds_nothing_of_its_warm_up() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _SAYS],
