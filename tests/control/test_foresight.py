@@ -156,6 +156,7 @@ def test_the_daemon_keeps_what_was_foreseen_and_what_the_worker_said_stays(bench
     assert bench.job(second).memory.forecast_bytes == 7
 
 
+@pytest.mark.long
 def test_a_rehearsal_ends_with_who_asked_for_it() -> None:
     request = json.dumps({"parent": os.getpid() + 1, "spec": {}})  # somebody else, who is gone
     done = subprocess.run(

@@ -190,6 +190,7 @@ while True:
 """
 
 
+@pytest.mark.long
 def test_a_process_killed_in_the_middle_of_a_swap_leaves_nothing(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE)
     with child:

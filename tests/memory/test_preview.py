@@ -55,6 +55,7 @@ def test_a_plan_at_half_the_peak_keeps_it_and_is_drawn(
     assert "<svg" in picture.with_suffix(".svg").read_text()
 
 
+@pytest.mark.long
 def test_a_trial_of_the_plan_measures_what_was_foreseen(
     program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,6 +84,7 @@ def test_a_checkpoint_has_the_same_sha256_with_and_without_a_session() -> None:
     assert differences(contents(bound), unbroken) == []
 
 
+@pytest.mark.long
 def test_a_run_that_resumes_under_a_budget_continues_bitwise() -> None:
     unbroken = language()
     unbroken.start()

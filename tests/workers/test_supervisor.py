@@ -109,7 +109,7 @@ def test_a_plain_command_is_the_training_process_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        "trap '' TERM; {0} & {0} & wait",
+        pytest.param("trap '' TERM; {0} & {0} & wait", marks=pytest.mark.long),
         "setsid {0} & setsid setsid {0} & sleep 1000",
         "(setsid {0} &); (env -i setsid {0} &); sleep 1000",
     ],
