@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dovetail_jobs.spec import JobSpec
 from dovetail_workers.journal import Entry, read_segments
 from dovetail_workers.launch import Launch
 from dovetail_workers.log import read_log
-from dovetail_workers.reports import Ended
+from dovetail_workers.reports import Ended, MemoryUsed
 from dovetail_workers.storage.local import LocalStorage
 
 DEADLINE_S = 60.0
@@ -34,6 +35,12 @@ def script_launch(storage: Path, script: str, *, attempt: int = 1, **spec: Any) 
         storage_uri=str(storage),
         resume_from=("jobs/abc123/checkpoints/",) if attempt > 1 else (),
     )
+
+
+def as_family(launch: Launch, *, memory: str | int, policy: str) -> Launch:
+    """The same attempt, of a family's job."""
+    spec = {**launch.spec, "script": None, "family": "swin", "memory": {"policy": policy}}
+    return replace(launch, spec={**spec, "resources": {**spec["resources"], "memory": memory}})
 
 
 def start(launch: Launch, folder: Path, **environment: str) -> subprocess.Popen[bytes]:
@@ -95,3 +102,8 @@ def alive(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def used(launch: Launch) -> list[MemoryUsed]:
+    reports = [entry.report for entry in entries(launch)]
+    return [report for report in reports if isinstance(report, MemoryUsed)]

@@ -4,59 +4,52 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dovetail_jobs.load import load_file
 from dovetail_workers import cuda_fence
-from dovetail_workers.held_memory import held_bytes, shared_fairly_bytes
+from dovetail_workers.held_memory import held_bytes
 from dovetail_workers.launch import Launch
-from dovetail_workers.library_memory import BARE_BYTES, MOST_BYTES
+from dovetail_workers.library_memory import MOST_BYTES
 from dovetail_workers.memory_fence import LOOKS, MemoryFence
 from dovetail_workers.memory_limit import (
-    LEAST_BYTES,
     MemoryLimit,
-    fixed_limit,
-    limit_of,
     slack_bytes,
 )
 from dovetail_workers.program import environment
-from dovetail_workers.reports import MemoryUsed
-from helpers.attempts import ended, entries, log_text, run, script_launch, start, wait_for
+from helpers.attempts import (
+    as_family,
+    ended,
+    log_text,
+    run,
+    script_launch,
+    start,
+    used,
+    wait_for,
+)
 from helpers.installation import EXAMPLE
 from tensile import resident
-from tensile.coordinator import Member, declared
-from tensile.coordinator.broker import Broker
-from tensile.coordinator.lease import Lease
 
 GIB, MIB = 2**30, 2**20
 HOLD = """
-import os, sys, time
+import sys
 held = bytearray(b"x") * (int(sys.argv[1]) << 20)
 print("holds", flush=True)
-while not os.path.exists(sys.argv[2]):
-    time.sleep(0.02)
+open(sys.argv[2]).read()
 """
 
 
 def holder(folder: Path, mib: int, declared: str) -> Launch:
-    """Of a script that holds so much until there is a file `go-on` in `folder`."""
+    """Of a script that holds so much until something is written to the pipe `go-on` in `folder`."""
     (folder / "hold.py").write_text(HOLD)
+    if not (folder / "go-on").exists():
+        os.mkfifo(folder / "go-on")
     script = f"{sys.executable} {folder / 'hold.py'} {mib} {folder / 'go-on'}"
     return script_launch(folder / f"of-{mib}", script, resources={"memory": declared})
-
-
-def used(launch: Launch) -> list[MemoryUsed]:
-    reports = [entry.report for entry in entries(launch)]
-    return [report for report in reports if isinstance(report, MemoryUsed)]
 
 
 @pytest.mark.long
@@ -79,7 +72,7 @@ def test_a_script_that_takes_more_than_it_declares_is_ended_and_its_neighbour_go
     assert last.peak_bytes is not None
     assert 480 * MIB < last.peak_bytes < 510 * MIB
     assert beside.poll() is None
-    (tmp_path / "go-on").touch()
+    (tmp_path / "go-on").write_text("go on")
     beside.wait(30)
     assert ended(neighbour).outcome == "succeeded"
 
@@ -184,181 +177,6 @@ def test_nothing_is_judged_before_the_bare_process_is_known() -> None:
     assert held
 
 
-@contextmanager
-def forked(mib: int) -> Iterator[list[int]]:
-    """A process and its child, which share what the first had before the fork."""
-    code = (
-        f"import os, sys; held = bytearray(b'x') * ({mib} << 20); child = os.fork()\n"
-        "if child: print(os.getpid(), child, flush=True)\n"
-        "sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        yield [int(pid) for pid in process.stdout.readline().split()]
-    finally:
-        process.communicate()
-
-
-def test_what_processes_share_is_counted_once_where_it_matters() -> None:
-    with forked(64) as pids:
-        assert 96 * MIB < held_bytes(pids, None) < 128 * MIB
-        assert 48 * MIB < shared_fairly_bytes(pids, None) < 64 * MIB
-        said: list[str] = []
-        fence = fence_of(80 * MIB, said)
-        fence.know_base(0)
-        for _ in range(LOOKS):
-            fence.look(pids)
-    assert said == []
-
-
-def test_a_process_that_is_gone_holds_nothing() -> None:
-    with forked(1) as pids:
-        pass
-    wait_for("both to end", lambda: held_bytes(pids, None) == 0)
-    assert shared_fairly_bytes(pids, None) == 0
-
-
-def family(launch: Launch, *, memory: str | int, policy: str) -> Launch:
-    spec = {**launch.spec, "script": None, "family": "swin", "memory": {"policy": policy}}
-    return replace(launch, spec={**spec, "resources": {**spec["resources"], "memory": memory}})
-
-
-@pytest.mark.parametrize(
-    ("declared_memory", "policy", "cap_bytes", "limit_bytes", "rule"),
-    [
-        (100, "none", None, 100, "resources.memory"),
-        ("auto", "none", None, None, ""),
-        ("auto", "tensile", None, None, ""),
-        ("auto", "tensile", 80, 80, "resources.memory"),
-        (100, "tensile", 80, 80, "resources.memory"),
-        (100, "tensile", 1000, 100, "resources.memory"),
-        (100, "none", 1000, 1000, "what one like it took"),
-        (100, "none", 2**30, 2**30, "all of its device"),
-        (100, "tensile", 2**30, 2**30, "all of its device"),
-    ],
-)
-def test_the_limit_is_what_is_declared_or_what_the_attempt_comes_back_with(
-    declared_memory: str | int,
-    policy: str,
-    cap_bytes: int | None,
-    limit_bytes: int | None,
-    rule: str,
-    tmp_path: Path,
-) -> None:
-    launch = family(script_launch(tmp_path, "true"), memory=declared_memory, policy=policy)
-    limit = fixed_limit(replace(launch, cap_bytes=cap_bytes))
-    assert (limit.bytes, limit.rule) == (limit_bytes, rule)
-
-
-def test_a_managed_job_on_a_shared_device_is_kept_to_its_lease(tmp_path: Path) -> None:
-    launch = family(script_launch(tmp_path, "true"), memory="auto", policy="tensile")
-    broker = tmp_path / "b.socket"
-    limit: Callable[[], MemoryLimit] = limit_of(launch, {"TENSILE_BROKER": str(broker)})
-    assert limit().bytes is None  # nobody answers: nothing is known of it
-    member = Member(job=launch.attempt_id, profile=declared(700))
-    with Broker(broker, 1000), Lease(broker, member) as lease:
-        assert lease.join(10)
-        assert (limit().bytes, limit().rule) == (700, "its lease")
-        waiting = replace(launch, attempt=2)
-        with Lease(broker, Member(job=waiting.attempt_id, profile=declared(600))) as other:
-            assert not other.join(0.1)
-            assert limit_of(waiting, {"TENSILE_BROKER": str(broker)})().bytes is None
-
-
-def test_a_script_has_what_it_declares_and_what_the_broker_leases_it_beyond(
-    tmp_path: Path,
-) -> None:
-    launch = script_launch(tmp_path, "true", resources={"memory": 300})
-    broker = tmp_path / "b.socket"
-    limit = limit_of(launch, {"TENSILE_BROKER": str(broker)})
-    assert (limit().bytes, limit().rule) == (300, "resources.memory")
-    for size, found in ((200, (300, "resources.memory")), (700, (700, "its lease"))):
-        member = Member(job=launch.attempt_id, profile=declared(size))
-        with Broker(broker, 1000), Lease(broker, member) as lease:
-            assert lease.join(10)
-            assert (limit().bytes, limit().rule) == found
-
-
-@contextmanager
-def loaded(folder: Path, library: str, mib: int) -> Iterator[int]:
-    """A process that holds so much and has loaded a file of that name."""
-    (folder / library).write_bytes(bytes(4096))
-    code = (
-        "import mmap, os, sys\n"
-        f"file = open({str(folder / library)!r}, 'rb')\n"
-        "kept = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)\n"
-        f"held = bytearray(b'x') * ({mib} << 20)\n"
-        "print(os.getpid(), flush=True); sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        yield int(process.stdout.readline())
-    finally:
-        process.communicate()
-
-
-def test_what_a_programs_libraries_take_is_left_out_by_what_it_has_loaded(tmp_path: Path) -> None:
-    with loaded(tmp_path, "libsmall.so", 240) as pid:
-        assert 224 * MIB < held_bytes([pid], None) < 240 * MIB
-        assert 224 * MIB < shared_fairly_bytes([pid], None) < 240 * MIB
-    with loaded(tmp_path, "libtorch_cpu.so", 240) as pid:
-        assert 16 * MIB < held_bytes([pid], None) < 32 * MIB
-        assert 16 * MIB < shared_fairly_bytes([pid], None) < 32 * MIB
-
-
-@pytest.mark.long
-def test_the_bare_figures_are_those_of_this_pytorch() -> None:
-    code = (
-        "import sys, os\n"
-        "import torch\n"
-        "model = torch.nn.Linear(64, 64); optimizer = torch.optim.AdamW(model.parameters())\n"
-        "for _ in range(3): model(torch.ones(8, 64)).sum().backward(); optimizer.step()\n"
-        "print(os.getpid(), flush=True); sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        measured = resident.measure(int(process.stdout.readline()))
-    finally:
-        process.communicate()
-    assert measured is not None
-    assert MOST_BYTES / 2 < measured.anonymous_bytes < MOST_BYTES
-    with forked(0) as (pid, _):
-        bare = resident.measure(pid)
-    assert bare is not None
-    assert bare.anonymous_bytes < BARE_BYTES
-
-
-@given(
-    parts=st.lists(st.integers(1, 1000), min_size=1, max_size=6),
-    device_bytes=st.integers(GIB, 100 * GIB),
-)
-def test_all_who_share_a_device_are_over_it_by_a_tenth_at_most(
-    parts: list[int], device_bytes: int
-) -> None:
-    launch = replace(script_launch(Path("/s"), "true"), share=True, device_bytes=device_bytes)
-    leases = [device_bytes * part // sum(parts) for part in parts]
-    slacks = [slack_bytes(launch, lease) for lease in leases]
-    beside = [slack for slack in slacks if slack > LEAST_BYTES]
-    assert sum(beside) <= device_bytes // 10
-    assert max(slacks) <= max(LEAST_BYTES, device_bytes // 20)
-
-
-def test_who_is_alone_has_room_for_what_its_steps_load(tmp_path: Path) -> None:
-    launch = script_launch(tmp_path, "true")
-    assert slack_bytes(launch, 100 * MIB) == 74 * MIB
-    assert slack_bytes(replace(launch, share=True), 100 * MIB) == 10 * MIB
-    assert slack_bytes(replace(launch, share=True), 10 * MIB) == LEAST_BYTES
-
-
 def test_a_suspicion_ends_with_the_peak_or_with_the_attempt() -> None:
     said: list[str] = []
     fence = fence_of(1, said)
@@ -373,22 +191,6 @@ def test_a_suspicion_ends_with_the_peak_or_with_the_attempt() -> None:
     assert held
 
 
-def test_while_there_is_no_broker_the_last_lease_stands(tmp_path: Path) -> None:
-    launch = family(script_launch(tmp_path, "true"), memory="auto", policy="tensile")
-    broker = tmp_path / "b.socket"
-    limit = limit_of(launch, {"TENSILE_BROKER": str(broker)})
-    member = Member(job=launch.attempt_id, profile=declared(700))
-    with Broker(broker, 1000):
-        with Lease(broker, member) as lease:
-            assert lease.join(10)
-            assert limit().bytes == 700
-        assert limit().bytes == 700  # it answers, and has not heard of the job
-    assert limit().bytes == 700
-    with Broker(broker, 1000), Lease(broker, replace(member, profile=declared(300))) as lease:
-        assert lease.join(10)
-        assert limit().bytes == 300
-
-
 def test_a_gpu_is_fenced_by_a_fraction_of_it(tmp_path: Path) -> None:
     script = replace(
         script_launch(tmp_path, "true", resources={"memory": "256MiB"}), device="cuda:1"
@@ -401,7 +203,7 @@ def test_a_gpu_is_fenced_by_a_fraction_of_it(tmp_path: Path) -> None:
     )
     for whole in (
         replace(script, device="cpu:0"),
-        family(script, memory="auto", policy="none"),
-        family(script, memory=256 * MIB, policy="none"),  # which asks for it itself
+        as_family(script, memory="auto", policy="none"),
+        as_family(script, memory=256 * MIB, policy="none"),  # which asks for it itself
     ):
         assert cuda_fence.environment(whole, None) == {}

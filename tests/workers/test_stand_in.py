@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,9 +12,8 @@ import pytest
 
 from dovetail_jobs.errors import UserError
 from dovetail_workers.launch import Launch
-from dovetail_workers.reports import MemoryUsed
 from dovetail_workers.stand_in import StandIn
-from helpers.attempts import ended, entries, log_text, script_launch, start, wait_for
+from helpers.attempts import ended, log_text, script_launch, start, used, wait_for
 from tensile.coordinator import Member, declared
 from tensile.coordinator.broker import Broker
 from tensile.coordinator.lease import Lease
@@ -110,7 +110,8 @@ def test_a_script_starts_when_its_bytes_are_free_and_gives_them_back_at_its_end(
     broker: Broker, place: Path, tmp_path: Path
 ) -> None:
     go_on = tmp_path / "go-on"
-    launch = script(tmp_path, f"echo runs; while [ ! -e {go_on} ]; do sleep 0.02; done")
+    os.mkfifo(go_on)
+    launch = script(tmp_path, f"echo runs; cat {go_on}")
     with Lease(place, Member(job="other", profile=declared(50 * MIB))) as other:
         assert other.join(10)
         process = start(launch, tmp_path / "attempt", TENSILE_BROKER=str(place))
@@ -119,7 +120,7 @@ def test_a_script_starts_when_its_bytes_are_free_and_gives_them_back_at_its_end(
         assert "runs" not in log_text(launch)
     wait_for("its start", lambda: "runs" in log_text(launch))
     assert leased(broker) == {"abc123.1": 60}
-    go_on.touch()
+    go_on.write_text("go on")
     process.wait(30)
     assert ended(launch).outcome == "succeeded"
     assert leased(broker) == {}
@@ -144,13 +145,8 @@ def test_what_a_script_held_before_its_session_is_the_bare_process_without_a_wor
     process.wait(30)
     assert ended(launch).outcome == "succeeded"
     assert base_bytes > 300 * MIB
-    assert 0 < (memory_of(launch)[-1].peak_bytes or 0) < 60 * MIB
-
-
-def memory_of(launch: Launch) -> list[MemoryUsed]:
-    reports = [entry.report for entry in entries(launch)]
-    return [report for report in reports if isinstance(report, MemoryUsed)]
+    assert 0 < (used(launch)[-1].peak_bytes or 0) < 60 * MIB
 
 
 def bases(launch: Launch) -> list[int]:
-    return [used.base_bytes for used in memory_of(launch) if used.base_bytes is not None]
+    return [each.base_bytes for each in used(launch) if each.base_bytes is not None]
